@@ -1,0 +1,1 @@
+"""Everything that speaks DICOM: receiving, keeping, decoding, reporting, delivering."""

@@ -1,0 +1,61 @@
+"""The errors that Stepwedge raises. Each message says what happened, to what, and what to do next."""
+
+
+class StepwedgeError(Exception):
+    """Stepwedge cannot go on with this."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class SettingsError(StepwedgeError):
+    """A setting is missing or wrong."""
+
+
+class PackageError(StepwedgeError):
+    """A model package is incomplete, altered or inconsistent."""
+
+
+class PolicyError(StepwedgeError):
+    """A site policy is incomplete or inconsistent."""
+
+
+class UnusableInstanceError(StepwedgeError):
+    """An instance cannot be stored as what it claims to be.
+
+    ``code`` is the reason under which it is quarantined, ``status`` the C-STORE status (PS3.7 section 9.1.1.1.9)
+    that the sender gets.
+    """
+
+    def __init__(self, code: str, message: str, *, status: int = 0xC000) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class SpoolFullError(StepwedgeError):
+    """The spool's volume is below its reserve or the disk is full."""
+
+
+class DecodeError(StepwedgeError):
+    """Pixel data cannot be turned into an image. ``code`` is the coded reason for the verdict."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineError(StepwedgeError):
+    """The model cannot be loaded or run."""
+
+
+class InferenceUnavailableError(StepwedgeError):
+    """The inference server does not answer; the work can be tried again."""
+
+
+class InferenceRefusedError(StepwedgeError):
+    """The inference server answered that it will not run this request; trying again would not help."""
+
+
+class DeliveryError(StepwedgeError):
+    """A destination did not take an object; the delivery can be tried again."""

@@ -1,0 +1,1 @@
+"""What may reach the model, and what may not."""

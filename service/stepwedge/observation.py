@@ -1,0 +1,87 @@
+"""The rows that the monitor reads: one for every unit of work. Imports nothing of ours.
+
+No field identifies a patient: UIDs and station names are keyed hashes that only the node can look up.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """What one unit of work was and what became of it. Image attributes are those of ``images`` first used one."""
+
+    version: int = VERSION
+    unit: str
+    study: str  # keyed hash
+    revision: int
+    time: str  # ISO 8601 with offset: when the answer was made
+    model_name: str
+    model_version: str
+    model_digest: str
+    policy_digest: str
+    state: str  # reported, deferred, rejected, failed
+    reasons: tuple[str, ...] = ()  # codes
+    images: int = 0  # how many images were judged
+
+    gate: str = ""  # accept, defer, reject
+    gate_reasons: tuple[str, ...] = ()
+
+    modality: str = ""
+    body_part: str = ""
+    view_position: str = ""
+    age_years: float | None = None
+    sex: str = ""
+    manufacturer: str = ""
+    scanner: str = ""  # manufacturer's model name
+    station: str = ""  # keyed hash
+    transfer_syntax: str = ""
+    photometric: str = ""
+    rows: int = 0
+    columns: int = 0
+    bits_stored: int = 0
+    exposure: float | None = None  # mAs
+    kvp: float | None = None  # kV
+    pixel_spacing: float | None = None  # mm
+
+    pixel_mean: float | None = None  # this and the following on 0…1 of the stored range
+    pixel_sd: float | None = None
+    pixel_p01: float | None = None
+    pixel_p50: float | None = None
+    pixel_p99: float | None = None
+    pixel_low_share: float | None = None
+    pixel_high_share: float | None = None
+    pixel_entropy: float | None = None  # bits
+    pixel_sharpness: float | None = None
+
+    scores: dict[str, float] = field(default_factory=dict)  # the model's outputs by class
+    probabilities: dict[str, float] = field(default_factory=dict)  # calibrated, by finding
+    decisions: dict[str, str] = field(default_factory=dict)  # act, clear, defer, none, by finding
+    embedding: tuple[float, ...] = ()
+
+    provider: str = ""  # ONNX Runtime execution provider
+    ms: dict[str, float] = field(default_factory=dict)  # milliseconds by stage
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a row of this or an earlier version; fields that this version does not know are left out.
+
+        Raises ValueError for a later version: the reader has to be upgraded first.
+        """
+        row: dict[str, Any] = json.loads(text)
+        if row.get("version", 0) > VERSION:
+            raise ValueError(f"observation version {row['version']} is newer than {VERSION}; upgrade the reader")
+        known = {f.name for f in fields(cls)}
+        row = {name: value for name, value in row.items() if name in known}
+        for name in ("reasons", "gate_reasons", "embedding"):
+            row[name] = tuple(row.get(name, ()))
+        return cls(**row)

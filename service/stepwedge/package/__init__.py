@@ -1,0 +1,1 @@
+"""Making a model package; loading one is ``stepwedge.manifest``."""

@@ -1,0 +1,31 @@
+"""Every metric of the service, by the name that Prometheus sees. No label ever holds an identifier.
+
+All roles of one machine write into one folder (``PROMETHEUS_MULTIPROC_DIR``), which the HTTP port reads.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+ASSOCIATIONS = Counter("stepwedge_associations", "Associations by outcome.", ["outcome"])
+INSTANCES = Counter("stepwedge_instances", "C-STORE requests by the status that was answered.", ["status"])
+INSTANCE_BYTES = Counter("stepwedge_instance_bytes", "Bytes of data sets that were stored.")
+QUARANTINED = Counter("stepwedge_quarantined", "Instances that were refused as unusable, by reason.", ["reason"])
+STORE_SECONDS = Histogram(
+    "stepwedge_store_seconds", "From the last byte of an instance to its acknowledgement.", buckets=_SECONDS
+)
+STUDIES_COMPLETED = Counter("stepwedge_studies_completed", "Study revisions that were closed, by routing.", ["routing"])
+UNITS = Counter("stepwedge_units", "Units of work that ended, by state.", ["model", "state"])
+REASONS = Counter("stepwedge_reasons", "Reasons of deferred, rejected and failed units.", ["model", "reason"])
+STAGE_SECONDS = Histogram("stepwedge_stage_seconds", "Time by stage of the pipeline.", ["stage"], buckets=_SECONDS)
+TURNAROUND_SECONDS = Histogram(
+    "stepwedge_turnaround_seconds",
+    "From the last instance of a study to the delivery of its result.",
+    ["destination"],
+    buckets=(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400),
+)
+DELIVERIES = Counter("stepwedge_deliveries", "Attempts to deliver a result.", ["destination", "outcome"])
+ROLE_RESTARTS = Counter("stepwedge_role_restarts", "Roles that ended by themselves and were started again.", ["role"])
+SPOOL_FREE_BYTES = Gauge("stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent")

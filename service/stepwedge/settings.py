@@ -1,0 +1,304 @@
+"""Every setting, its default, its unit. One YAML file, overridden by environment variables.
+
+``stepwedge settings`` prints this reference. ``STEPWEDGE_NODE__PORT=11113`` overrides ``node: {port: …}``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from stepwedge.errors import SettingsError
+from stepwedge.manifest import describe_validation
+
+CONFIG_VARIABLE = "STEPWEDGE_CONFIG"
+PREFIX = "STEPWEDGE_"
+
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Node(_Group):
+    """The DICOM node that receives studies."""
+
+    ae_title: AETitle = Field("STEPWEDGE", description="Our AE title. Associations that call another are rejected.")
+    host: str = Field("127.0.0.1", description="Address to listen on. `0.0.0.0` for every interface.")
+    port: Port = Field(11112, description="TCP port to listen on.")
+    allowed_callers: list[AETitle] = Field(
+        [], description="Calling AE titles that may send. Empty: any, which is accepted on a loopback address only."
+    )
+    maximum_associations: int = Field(50, ge=1, le=1000, description="Associations served at once.")
+    association_timeout: Seconds = Field(30, description="Seconds to wait for association messages (ARTIM and ACSE).")
+    dimse_timeout: Seconds = Field(60, description="Seconds to wait for a DIMSE message.")
+    network_timeout: Seconds = Field(60, description="Seconds an association may be idle before it is aborted.")
+    maximum_pdu_bytes: int = Field(131_072, ge=4096, le=1_048_576, description="Largest PDU that we receive, bytes.")
+    maximum_instance_bytes: int = Field(
+        1_073_741_824, ge=1_048_576, description="Largest data set that we store, bytes; larger ones get 0xA700."
+    )
+
+
+class Spool(_Group):
+    """What is kept on disk."""
+
+    reserve_bytes: int = Field(
+        1_073_741_824, ge=0, description="Free bytes below which instances are refused with 0xA700."
+    )
+    quarantine_files: int = Field(500, ge=0, description="Most files kept in quarantine; more are only counted.")
+    quarantine_bytes: int = Field(2_147_483_648, ge=0, description="Most bytes kept in quarantine.")
+    instance_versions: int = Field(
+        5, ge=1, le=100, description="Contents kept of one SOP instance that is sent again with another content."
+    )
+
+
+class Completeness(_Group):
+    """When a study counts as complete."""
+
+    quiet_seconds: Seconds = Field(10, description="Seconds without a new instance after which a study is complete.")
+    quiet_seconds_by_modality: dict[str, Seconds] = Field(
+        {"CT": 60, "MR": 60, "PT": 60, "NM": 60, "MG": 30, "US": 30},
+        description="Overrides by modality; a study takes the longest of its modalities.",
+    )
+    open_association_seconds: Seconds = Field(
+        300, description="A study waits this long beyond its last instance for an association that sent it to close."
+    )
+    poll_seconds: Seconds = Field(0.25, description="Seconds between two looks for complete studies.")
+
+
+class Worker(_Group):
+    """The process that analyses and delivers."""
+
+    executor_id: str = Field(
+        "worker-1", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Stable name; a restart under it resumes its work."
+    )
+    concurrency: int = Field(2, ge=1, le=64, description="Units of work analysed at once.")
+    delivery_concurrency: int = Field(2, ge=1, le=64, description="Deliveries made at once.")
+    analysis_attempts: int = Field(
+        8, ge=1, le=100, description="Attempts before a unit fails, e.g. while the inference server restarts."
+    )
+    analysis_backoff_seconds: Seconds = Field(1, description="Seconds before the second attempt; doubles each time.")
+    analysis_backoff_limit_seconds: Seconds = Field(30, description="Longest wait between two attempts, seconds.")
+    delivery_backoff_seconds: Seconds = Field(5, description="Seconds before a delivery is tried again; doubles.")
+    delivery_backoff_limit_seconds: Seconds = Field(
+        300, description="Longest wait between two deliveries, seconds. Deliveries are tried until they succeed."
+    )
+    drain_seconds: Seconds = Field(30, description="Seconds that running work may take to finish after SIGTERM.")
+    keep_workflows_days: float = Field(30, gt=0, description="Days for which finished workflow records are kept.")
+    maximum_decoded_bytes: int = Field(
+        536_870_912, ge=1_048_576, description="Largest decoded image, bytes; larger ones are rejected."
+    )
+
+
+class Inference(_Group):
+    """The inference server."""
+
+    host: str = Field("127.0.0.1", description="Address of the inference server.")
+    port: Port = Field(3000, description="TCP port of the inference server.")
+    url: str | None = Field(None, description="Where workers find it, if not at `http://host:port`.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`cuda` refuses to start without a working GPU; `auto` takes one where it can."
+    )
+    threads: int = Field(0, ge=0, description="Threads within one run on a CPU; 0: as many as there are cores.")
+    concurrency: int = Field(2, ge=1, le=256, description="Requests that run at once; more wait.")
+    maximum_waiting: int = Field(256, ge=1, description="Requests that may wait; more get 503 and are tried again.")
+    timeout_seconds: Seconds = Field(30, description="Seconds that a worker waits for an answer.")
+    maximum_request_bytes: int = Field(268_435_456, ge=1024, description="Largest request, bytes; larger get 413.")
+
+    @property
+    def base_url(self) -> str:
+        return self.url or f"http://{self.host}:{self.port}"
+
+
+class Http(_Group):
+    """Health and metrics of a role (of all roles under `stepwedge serve`)."""
+
+    host: str = Field("127.0.0.1", description="Address for /livez, /readyz and /metrics.")
+    port: Port | None = Field(8080, description="TCP port; `null` for none.")
+
+
+class Destination(_Group):
+    """A node that takes results."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="Short name, as it appears in metrics.")
+    host: str = Field(description="Address.")
+    port: Port = Field(description="TCP port.")
+    ae_title: AETitle = Field(description="The AE title to call.")
+    accepts_demonstration: bool = Field(
+        False, description="Results without an approved policy are delivered only where this is true."
+    )
+    timeout_seconds: Seconds = Field(30, description="Seconds to wait for the node.")
+
+
+class Report(_Group):
+    """What is written into the study."""
+
+    picture: bool = Field(True, description="Also write a Secondary Capture that reads at a glance.")
+    deferred: bool = Field(True, description="Write a report for deferred studies, saying that there is no AI result.")
+    rejected: bool = Field(True, description="Write a report for rejected studies, saying why.")
+    institution: str = Field("", max_length=64, description="Institution name in our objects.")
+
+
+class Log(_Group):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+    format: Literal["json", "console"] = Field("json", description="`console` for people.")
+
+
+class Model(_Group):
+    """A model package and the policy that it runs under."""
+
+    package: Path = Field(description="Folder of the model package.")
+    policy: Path = Field(description="File of the site policy.")
+
+
+class Settings(BaseSettings):
+    """All settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Field(Path("stepwedge-data"), description="Folder for spool, database, results and keys.")
+    node: Node = Node()
+    spool: Spool = Spool()
+    completeness: Completeness = Completeness()
+    worker: Worker = Worker()
+    inference: Inference = Inference()
+    http: Http = Http()
+    report: Report = Report()
+    log: Log = Log()
+    models: list[Model] = Field([], description="The models to run. Each study goes to every one that selects it.")
+    destinations: list[Destination] = Field([], description="The nodes that results are sent to.")
+
+    @classmethod
+    def settings_customise_sources(  # the parent's signature
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment comes before the file, whose contents come as arguments."""
+        return env_settings, init_settings
+
+    @field_validator("destinations")
+    @classmethod
+    def _different_names(cls, value: list[Destination]) -> list[Destination]:
+        names = [destination.name for destination in value]
+        if len(set(names)) != len(names):
+            raise ValueError("destinations must have different names")
+        return value
+
+    @property
+    def database_file(self) -> Path:
+        return self.data_dir / "db" / "stepwedge.sqlite"
+
+    @property
+    def queue_file(self) -> Path:
+        return self.data_dir / "db" / "queue.sqlite"
+
+    @property
+    def metrics_dir(self) -> Path:
+        return self.data_dir / "run" / "metrics"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings from a YAML file (or the one that STEPWEDGE_CONFIG names) and the environment.
+
+    Relative paths in the file are relative to the file.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read or a value is wrong; names each field, what was found and what is wanted.
+    """
+    if path is None and os.environ.get(CONFIG_VARIABLE):
+        path = Path(os.environ[CONFIG_VARIABLE])
+    values: dict[str, Any] = {}
+    where = "environment"
+    if path is not None:
+        where = str(path)
+        try:
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path}: the settings file cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: cannot be read as YAML: {error}") from None
+        if read is not None and not isinstance(read, dict):
+            raise SettingsError(f"{path}: wanted a mapping of settings at the top, found {type(read).__name__}")
+        values = _relative_to(path.parent, read or {})
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(describe_validation(where, error)) from None
+    _check_exposure(settings)
+    return settings
+
+
+def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    values = dict(values)
+    if isinstance(values.get("data_dir"), str):
+        values["data_dir"] = folder / values["data_dir"]
+    if isinstance(values.get("models"), list):
+        values["models"] = [
+            {k: folder / v if k in {"package", "policy"} and isinstance(v, str) else v for k, v in model.items()}
+            if isinstance(model, dict)
+            else model
+            for model in values["models"]
+        ]
+    return values
+
+
+def _check_exposure(settings: Settings) -> None:
+    loopback = {"127.0.0.1", "::1", "localhost"}
+    if settings.node.host not in loopback and not settings.node.allowed_callers:
+        raise SettingsError(
+            f"node.host is {settings.node.host}, beyond loopback, and node.allowed_callers is empty: anybody on the "
+            "network could send studies; list the calling AE titles that may"
+        )
+
+
+def reference() -> str:
+    """The reference of all settings as a Markdown table."""
+    lines = ["| setting | environment variable | default | meaning |", "|---|---|---|---|"]
+    for name, info in _walk(Settings, ""):
+        default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
+        variable = f"`{PREFIX}{name.replace('.', '__').upper()}`" if "[]" not in name else ""
+        lines.append(f"| `{name}` | {variable} | {default} | {info.description or ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Path):
+        value = str(value)
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return f"`{text}`"
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _walk(annotation, f"{prefix}{name}.")
+            continue
+        yield f"{prefix}{name}", info
+        for item in getattr(annotation, "__args__", ()):
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                yield from _walk(item, f"{prefix}{name}[].")

@@ -1,0 +1,54 @@
+"""Who this node is: its identifier, and the key under which UIDs are hashed before they leave it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwedge.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """The node's identity. Losing the key orphans every hash that has left the node: back it up."""
+
+    node: str  # identifier of the node, 32 hexadecimal characters
+    key: bytes  # 32 random bytes
+
+    def hash(self, value: str) -> str:
+        """A keyed hash of an identifier (HMAC-SHA-256, first 128 bits), 32 hexadecimal characters."""
+        return hmac.new(self.key, value.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def load_site(data_dir: Path) -> Site:
+    """Read the node's identity, or make one at the first start. Raises SettingsError if it cannot be read."""
+    file = data_dir / "keys" / "site.json"
+    if not file.exists():
+        _create(file)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Site(node=str(values["node"]), key=bytes.fromhex(values["key"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{file}: the node's identity cannot be read ({error}); restore it from a backup") from None
+
+
+def _create(file: Path) -> None:
+    """Write the file whole and only once, though several roles may start together."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    text = json.dumps({"node": secrets.token_hex(16), "key": secrets.token_hex(32)}) + "\n"
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        pass  # another role was first
+    finally:
+        temporary.unlink()

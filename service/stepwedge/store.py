@@ -1,0 +1,494 @@
+"""The database: an index of the spool and of the results, which can be rebuilt from their files.
+
+Times are seconds since 1970 (UTC). Nothing here is the only copy of anything: ``stepwedge index rebuild`` makes the
+database again from the spool and the results folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from stepwedge.errors import StepwedgeError
+from stepwedge.records import State
+
+SCHEMA_VERSION = 1
+
+_meta = sa.MetaData()
+_schema = sa.Table("schema", _meta, sa.Column("version", sa.Integer, nullable=False))
+_instances = sa.Table(
+    "instances",
+    _meta,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("instance", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("series_uid", sa.String(64), nullable=False),
+    sa.Column("sop_uid", sa.String(64), nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("routed", sa.Boolean, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+    sa.Column("sender", sa.String(16), nullable=False),
+)
+_studies = sa.Table(
+    "studies",
+    _meta,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("first_instance_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("open", sa.Boolean, nullable=False, index=True),
+)
+_revisions = sa.Table(
+    "revisions",
+    _meta,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("closed_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("paths", sa.JSON, nullable=False),
+)
+_units = sa.Table(
+    "units",
+    _meta,
+    sa.Column("unit", sa.String(64), primary_key=True),
+    sa.Column("study", sa.String(32), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("model_name", sa.String(48), nullable=False),
+    sa.Column("model_digest", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("reasons", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("tries", sa.Integer, nullable=False),
+)
+_deliveries = sa.Table(
+    "deliveries",
+    _meta,
+    sa.Column("unit", sa.String(64), primary_key=True),
+    sa.Column("destination", sa.String(32), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+_observations = sa.Table(
+    "observations",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("unit", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+_quarantine = sa.Table(
+    "quarantine",
+    _meta,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("sender", sa.String(16), nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("first_seen", sa.Float, nullable=False),
+    sa.Column("last_seen", sa.Float, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("path", sa.Text),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredInstance:
+    """An instance in the spool. ``study`` and ``instance`` are keyed hashes, ``path`` is relative to the data folder.
+
+    ``routed`` says whether a configured model selects it; only such instances make revisions.
+    """
+
+    study: str
+    instance: str
+    digest: str  # SHA-256 of the encoded data set, hexadecimal
+    path: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    routed: bool
+    size: int  # bytes
+    received_at: float
+    sender: str  # calling AE title
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A study as the node has it. ``open`` is true while instances wait for it to be complete."""
+
+    study: str
+    study_uid: str
+    first_instance_at: float
+    last_instance_at: float
+    revision: int  # the last one closed; 0: none
+    open: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Revision:
+    """The instances that a study had when it was closed. ``paths`` are relative to the data folder."""
+
+    study: str
+    revision: int
+    closed_at: float
+    last_instance_at: float
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """A unit of work: a study's revision under one model. ``reasons`` are codes."""
+
+    unit: str
+    study: str
+    revision: int
+    model_name: str
+    model_digest: str
+    state: State = State.QUEUED
+    reasons: tuple[str, ...] = ()
+    created_at: float
+    last_instance_at: float
+    ended_at: float | None = None
+    tries: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """Where the delivery of a unit's result to one destination stands: pending, delivered or withheld."""
+
+    unit: str
+    destination: str
+    state: str
+    attempts: int
+    error: str
+    updated_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """An instance that was refused as unusable; ``path`` is None where only the count is kept."""
+
+    digest: str
+    reason: str
+    sender: str
+    count: int
+    first_seen: float
+    last_seen: float
+    size: int  # bytes
+    path: str | None
+
+
+def unit_id(study: str, revision: int, model_digest: str) -> str:
+    """The identifier of a unit of work; a function of what it is, so that it can be made again."""
+    return f"{study}.{revision}.{model_digest[:12]}"
+
+
+class Store:
+    """The database. One object per process; safe for its threads."""
+
+    def __init__(self, url: str) -> None:
+        """Open or create the database. Raises StepwedgeError for a schema of another version."""
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        _meta.create_all(self._engine)
+        with self._engine.begin() as db:
+            version = db.execute(sa.select(_schema.c.version)).scalar()
+            if version is None:
+                db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise StepwedgeError(
+                    f"{url}: the database has schema {version}, this version wants {SCHEMA_VERSION}; "
+                    "stop the service and run `stepwedge index rebuild`"
+                )
+
+    @classmethod
+    def open_file(cls, file: Path) -> Store:
+        """The SQLite database in a file."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{file}")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    # Instances and studies
+
+    def add_instance(self, instance: StoredInstance) -> bool:
+        """Index an instance and open its study if a model selects it. False if it was there already."""
+        with self._engine.begin() as db:
+            added = db.execute(self._insert(_instances).values(**asdict(instance)).on_conflict_do_nothing()).rowcount
+            if not added:
+                return False
+            at = instance.received_at
+            statement = self._insert(_studies).values(
+                study=instance.study,
+                study_uid=instance.study_uid,
+                first_instance_at=at,
+                last_instance_at=at,
+                revision=0,
+                open=True,
+            )
+            # A late object that no model selects belongs to the study but does not open it again.
+            later = {
+                "last_instance_at": sa.case((_studies.c.last_instance_at < at, at), else_=_studies.c.last_instance_at)
+            }
+            if instance.routed:
+                later["open"] = sa.true()
+                db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later))
+            else:
+                db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later, where=_studies.c.open))
+            return True
+
+    def has_instance(self, study: str, instance: str, digest: str) -> bool:
+        """Whether this content of this instance is indexed."""
+        query = sa.select(sa.literal(1)).where(
+            _instances.c.study == study, _instances.c.instance == instance, _instances.c.digest == digest
+        )
+        with self._engine.connect() as db:
+            return db.execute(query).first() is not None
+
+    def instance_versions(self, study: str, instance: str) -> int:
+        """How many contents of one SOP instance are kept."""
+        query = sa.select(sa.func.count()).where(_instances.c.study == study, _instances.c.instance == instance)
+        with self._engine.connect() as db:
+            return int(db.execute(query).scalar_one())
+
+    def instances(self, study: str) -> list[StoredInstance]:
+        """The instances of a study, each in the content that came last, in the order of arrival."""
+        query = sa.select(_instances).where(_instances.c.study == study).order_by(_instances.c.received_at)
+        with self._engine.connect() as db:
+            rows = [StoredInstance(**row) for row in db.execute(query).mappings()]
+        return sorted({row.instance: row for row in rows}.values(), key=lambda row: (row.received_at, row.instance))
+
+    def study(self, study: str) -> Study | None:
+        """One study."""
+        return next(iter(self._studies(_studies.c.study == study)), None)
+
+    def study_by_uid(self, study_uid: str) -> Study | None:
+        """The study with a Study Instance UID."""
+        return next(iter(self._studies(_studies.c.study_uid == study_uid)), None)
+
+    def studies(self, limit: int = 1000) -> list[Study]:
+        """The latest studies, newest first."""
+        return self._studies(sa.true(), limit=limit)
+
+    def open_studies(self) -> list[Study]:
+        """Studies that wait to be complete."""
+        return self._studies(_studies.c.open)
+
+    def _studies(self, where: Any, limit: int | None = None) -> list[Study]:
+        query = sa.select(_studies).where(where).order_by(_studies.c.last_instance_at.desc()).limit(limit)
+        with self._engine.connect() as db:
+            return [Study(**row) for row in db.execute(query).mappings()]
+
+    def close_study(self, study: Study, revision: Revision | None, units: Sequence[Unit] = ()) -> bool:
+        """Close a study with a new revision and its units, or without where nothing new is there to do.
+
+        False, and nothing is changed, if an instance came after ``study`` was read.
+        """
+        with self._engine.begin() as db:
+            closed = db.execute(
+                sa.update(_studies)
+                .where(
+                    _studies.c.study == study.study,
+                    _studies.c.last_instance_at == study.last_instance_at,
+                    _studies.c.revision == study.revision,
+                )
+                .values(open=False, revision=revision.revision if revision else study.revision)
+            ).rowcount
+            if not closed:
+                return False
+            if revision:
+                values = asdict(revision) | {"paths": list(revision.paths)}
+                db.execute(self._insert(_revisions).values(**values).on_conflict_do_nothing())
+            for unit in units:
+                db.execute(self._insert(_units).values(**_unit_row(unit)).on_conflict_do_nothing())
+            return True
+
+    def revision(self, study: str, revision: int) -> Revision | None:
+        """One revision of a study."""
+        query = sa.select(_revisions).where(_revisions.c.study == study, _revisions.c.revision == revision)
+        with self._engine.connect() as db:
+            row = db.execute(query).mappings().first()
+        return Revision(**{**row, "paths": tuple(row["paths"])}) if row else None
+
+    # Units of work
+
+    def unit(self, unit: str) -> Unit | None:
+        """One unit."""
+        return next(iter(self._units(_units.c.unit == unit)), None)
+
+    def units(self, *, study: str | None = None, states: Iterable[State] | None = None) -> list[Unit]:
+        """Units of a study, or in some states, oldest first."""
+        where: list[Any] = []
+        if study is not None:
+            where.append(_units.c.study == study)
+        if states is not None:
+            where.append(_units.c.state.in_([str(state) for state in states]))
+        return self._units(sa.and_(sa.true(), *where))
+
+    def _units(self, where: Any) -> list[Unit]:
+        query = sa.select(_units).where(where).order_by(_units.c.created_at, _units.c.unit)
+        with self._engine.connect() as db:
+            return [
+                Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
+                for row in db.execute(query).mappings()
+            ]
+
+    def set_unit(self, unit: str, state: State, reasons: Sequence[str] = (), *, at: float | None = None) -> None:
+        """Where a unit stands now. ``at`` is when it ended, for the states that are ends."""
+        with self._engine.begin() as db:
+            db.execute(
+                sa.update(_units)
+                .where(_units.c.unit == unit)
+                .values(state=str(state), reasons=list(reasons), ended_at=at)
+            )
+
+    def retry_unit(self, unit: str) -> int:
+        """Put a unit back in the queue; how often that has been done, this time included."""
+        with self._engine.begin() as db:
+            db.execute(
+                sa.update(_units)
+                .where(_units.c.unit == unit)
+                .values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=_units.c.tries + 1)
+            )
+            return int(db.execute(sa.select(_units.c.tries).where(_units.c.unit == unit)).scalar_one())
+
+    def restore_unit(self, unit: Unit) -> None:
+        """Write a unit as it is, when the database is rebuilt."""
+        with self._engine.begin() as db:
+            db.execute(self._insert(_units).values(**_unit_row(unit)).on_conflict_do_nothing())
+
+    def restore_study(self, study: Study, revisions: Sequence[Revision]) -> None:
+        """Write a study's revisions as they are, when the database is rebuilt."""
+        with self._engine.begin() as db:
+            db.execute(
+                sa.update(_studies)
+                .where(_studies.c.study == study.study)
+                .values(revision=study.revision, open=study.open)
+            )
+            for revision in revisions:
+                values = asdict(revision) | {"paths": list(revision.paths)}
+                db.execute(self._insert(_revisions).values(**values).on_conflict_do_nothing())
+
+    # Deliveries
+
+    def set_delivery(self, unit: str, destination: str, state: str, *, at: float, error: str = "") -> int:
+        """Where a delivery stands now; how often it has been attempted (a state of pending counts none)."""
+        attempt = 0 if state in {"withheld"} or (state == "pending" and not error) else 1
+        statement = self._insert(_deliveries).values(
+            unit=unit, destination=destination, state=state, attempts=attempt, error=error, updated_at=at
+        )
+        with self._engine.begin() as db:
+            db.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["unit", "destination"],
+                    set_={
+                        "state": state,
+                        "attempts": _deliveries.c.attempts + attempt,
+                        "error": error,
+                        "updated_at": at,
+                    },
+                )
+            )
+            query = sa.select(_deliveries.c.attempts).where(
+                _deliveries.c.unit == unit, _deliveries.c.destination == destination
+            )
+            return int(db.execute(query).scalar_one())
+
+    def deliveries(self, *, unit: str | None = None, state: str | None = None) -> list[Delivery]:
+        """Deliveries of a unit, or in a state."""
+        query = sa.select(_deliveries).order_by(_deliveries.c.updated_at)
+        if unit is not None:
+            query = query.where(_deliveries.c.unit == unit)
+        if state is not None:
+            query = query.where(_deliveries.c.state == state)
+        with self._engine.connect() as db:
+            return [Delivery(**row) for row in db.execute(query).mappings()]
+
+    # Observations and quarantine
+
+    def add_observation(self, unit: str, body: str) -> bool:
+        """Keep an observation (JSON). False if the unit has one already."""
+        with self._engine.begin() as db:
+            statement = self._insert(_observations).values(unit=unit, body=body).on_conflict_do_nothing()
+            return bool(db.execute(statement).rowcount)
+
+    def observations(self, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+        """Observations with an id above ``after``, in the order of their ids."""
+        query = sa.select(_observations.c.id, _observations.c.body)
+        query = query.where(_observations.c.id > after).order_by(_observations.c.id).limit(limit)
+        with self._engine.connect() as db:
+            return [(int(row.id), str(row.body)) for row in db.execute(query)]
+
+    def quarantine(self, item: Quarantined) -> int:
+        """Count an unusable instance; how often it has come."""
+        statement = self._insert(_quarantine).values(**asdict(item))
+        with self._engine.begin() as db:
+            db.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["digest"],
+                    set_={"count": _quarantine.c.count + 1, "last_seen": item.last_seen},
+                )
+            )
+            query = sa.select(_quarantine.c["count"]).where(_quarantine.c.digest == item.digest)
+            return int(db.execute(query).scalar_one())
+
+    def quarantined(self) -> list[Quarantined]:
+        """Everything in quarantine, oldest first."""
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_quarantine).order_by(_quarantine.c.first_seen)).mappings()
+            return [Quarantined(**row) for row in rows]
+
+    # For the HTTP port
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many units by state, deliveries by state, and open studies."""
+        with self._engine.connect() as db:
+            units = db.execute(sa.select(_units.c.state, sa.func.count()).group_by(_units.c.state)).all()
+            deliveries = db.execute(sa.select(_deliveries.c.state, sa.func.count()).group_by(_deliveries.c.state)).all()
+            waiting = db.execute(sa.select(sa.func.count()).where(_studies.c.open)).scalar_one()
+        return {
+            "units": {str(state): int(count) for state, count in units},
+            "deliveries": {str(state): int(count) for state, count in deliveries},
+            "studies": {"open": int(waiting)},
+        }
+
+    def oldest_waiting(self) -> float | None:
+        """When the oldest unit that has not ended was made."""
+        query = sa.select(sa.func.min(_units.c.created_at)).where(_units.c.state.in_(["queued", "running"]))
+        with self._engine.connect() as db:
+            value = db.execute(query).scalar()
+        return None if value is None else float(value)
+
+    def _insert(self, table: sa.Table) -> Any:
+        return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _unit_row(unit: Unit) -> dict[str, Any]:
+    return asdict(unit) | {"state": str(unit.state), "reasons": list(unit.reasons)}
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    # A lost last transaction is found again in the files, so a sync at each commit is not needed.
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=15000")
+    cursor.close()

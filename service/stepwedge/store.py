@@ -245,9 +245,8 @@ class Store:
                 open=True,
             )
             # A late object that no model selects belongs to the study but does not open it again.
-            later = {
-                "last_instance_at": sa.case((_studies.c.last_instance_at < at, at), else_=_studies.c.last_instance_at)
-            }
+            latest = sa.case((_studies.c.last_instance_at < at, at), else_=_studies.c.last_instance_at)
+            later: dict[str, Any] = {"last_instance_at": latest}
             if instance.routed:
                 later["open"] = sa.true()
                 db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later))

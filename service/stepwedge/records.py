@@ -138,6 +138,7 @@ class Image:
     pixels: FloatArray
     value_range: tuple[float, float]
     window: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()  # e.g. that a picture was in colour
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -275,6 +275,18 @@ class Store:
             rows = [StoredInstance(**row) for row in db.execute(query).mappings()]
         return sorted({row.instance: row for row in rows}.values(), key=lambda row: (row.received_at, row.instance))
 
+    def instance_paths(self, study: str) -> set[str]:
+        """The paths of all contents of all instances of a study."""
+        query = sa.select(_instances.c.path).where(_instances.c.study == study)
+        with self._engine.connect() as db:
+            return set(db.execute(query).scalars())
+
+    def count_contents(self, study: str) -> int:
+        """How many contents of instances a study has; it only grows."""
+        query = sa.select(sa.func.count()).where(_instances.c.study == study)
+        with self._engine.connect() as db:
+            return int(db.execute(query).scalar_one())
+
     def study(self, study: str) -> Study | None:
         """One study."""
         return next(iter(self._studies(_studies.c.study == study)), None)
@@ -296,11 +308,18 @@ class Store:
         with self._engine.connect() as db:
             return [Study(**row) for row in db.execute(query).mappings()]
 
-    def close_study(self, study: Study, revision: Revision | None, units: Sequence[Unit] = ()) -> bool:
+    def close_study(
+        self, study: Study, revision: Revision | None, units: Sequence[Unit] = (), *, contents: int | None = None
+    ) -> bool:
         """Close a study with a new revision and its units, or without where nothing new is there to do.
 
-        False, and nothing is changed, if an instance came after ``study`` was read.
+        False, and nothing is changed, if an instance came after ``study`` was read. ``contents`` is what
+        ``count_contents`` gave then; it tells also where the clock stood still or went back.
         """
+        same = sa.true()
+        if contents is not None:
+            count = sa.select(sa.func.count()).where(_instances.c.study == study.study).scalar_subquery()
+            same = count == contents
         with self._engine.begin() as db:
             closed = db.execute(
                 sa.update(_studies)
@@ -308,6 +327,7 @@ class Store:
                     _studies.c.study == study.study,
                     _studies.c.last_instance_at == study.last_instance_at,
                     _studies.c.revision == study.revision,
+                    same,
                 )
                 .values(open=False, revision=revision.revision if revision else study.revision)
             ).rowcount
@@ -326,6 +346,12 @@ class Store:
         with self._engine.connect() as db:
             row = db.execute(query).mappings().first()
         return Revision(**{**row, "paths": tuple(row["paths"])}) if row else None
+
+    def revision_keys(self) -> set[tuple[str, int]]:
+        """Study and number of every revision."""
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_revisions.c.study, _revisions.c.revision))
+            return {(str(row.study), int(row.revision)) for row in rows}
 
     # Units of work
 

@@ -316,7 +316,7 @@ class Store:
         False, and nothing is changed, if an instance came after ``study`` was read. ``contents`` is what
         ``count_contents`` gave then; it tells also where the clock stood still or went back.
         """
-        same = sa.true()
+        same: sa.ColumnElement[bool] = sa.true()
         if contents is not None:
             count = sa.select(sa.func.count()).where(_instances.c.study == study.study).scalar_subquery()
             same = count == contents

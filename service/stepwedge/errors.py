@@ -1,5 +1,7 @@
 """The errors that Stepwedge raises. Each message says what happened, to what, and what to do next."""
 
+from pydantic import ValidationError
+
 
 class StepwedgeError(Exception):
     """Stepwedge cannot go on with this."""
@@ -59,3 +61,13 @@ class InferenceRefusedError(StepwedgeError):
 
 class DeliveryError(StepwedgeError):
     """A destination did not take an object; the delivery can be tried again."""
+
+
+def describe_validation(where: str, error: ValidationError) -> str:
+    """One line per wrong field: which, what was found, what was wanted."""
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        found = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
+        lines.append(f"{where}: {field}: {item['msg']}{found}")
+    return "\n".join(lines)

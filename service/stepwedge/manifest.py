@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stepwedge.errors import PackageError
+from stepwedge.errors import PackageError, describe_validation
 from stepwedge.records import Code, ModelReference
 
 SUMS = "SHA256SUMS"
@@ -241,16 +241,6 @@ def read_manifest(path: Path) -> Manifest:
         raise PackageError(describe_validation(str(path), error)) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise PackageError(f"{path}: cannot be read as YAML: {error}") from None
-
-
-def describe_validation(where: str, error: ValidationError) -> str:
-    """One line per wrong field: which, what was found, what was wanted."""
-    lines = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        found = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
-        lines.append(f"{where}: {field}: {item['msg']}{found}")
-    return "\n".join(lines)
 
 
 def package_files(path: Path) -> list[Path]:

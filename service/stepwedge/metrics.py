@@ -28,4 +28,6 @@ TURNAROUND_SECONDS = Histogram(
 )
 DELIVERIES = Counter("stepwedge_deliveries", "Attempts to deliver a result.", ["destination", "outcome"])
 ROLE_RESTARTS = Counter("stepwedge_role_restarts", "Roles that ended by themselves and were started again.", ["role"])
-SPOOL_FREE_BYTES = Gauge("stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent")
+SPOOL_FREE_BYTES = Gauge(
+    "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"
+)

@@ -14,8 +14,8 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stepwedge.errors import PolicyError
-from stepwedge.manifest import Manifest, describe_validation
+from stepwedge.errors import PolicyError, describe_validation
+from stepwedge.manifest import Manifest
 from stepwedge.records import Costs, PolicyReference
 
 

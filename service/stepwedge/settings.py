@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from stepwedge.errors import SettingsError
-from stepwedge.manifest import describe_validation
+from stepwedge.errors import SettingsError, describe_validation
 
 CONFIG_VARIABLE = "STEPWEDGE_CONFIG"
 PREFIX = "STEPWEDGE_"
@@ -85,7 +84,10 @@ class Worker(_Group):
     concurrency: int = Field(2, ge=1, le=64, description="Units of work analysed at once.")
     delivery_concurrency: int = Field(2, ge=1, le=64, description="Deliveries made at once.")
     analysis_attempts: int = Field(
-        8, ge=1, le=100, description="Attempts before a unit fails, e.g. while the inference server restarts."
+        24,
+        ge=1,
+        le=1000,
+        description="Attempts before a unit fails because no inference server answers; the default is 10 minutes.",
     )
     analysis_backoff_seconds: Seconds = Field(1, description="Seconds before the second attempt; doubles each time.")
     analysis_backoff_limit_seconds: Seconds = Field(30, description="Longest wait between two attempts, seconds.")
@@ -169,6 +171,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
+        env_parse_none_str="null",
         extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,

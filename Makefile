@@ -1,0 +1,66 @@
+# `make demo` and `make test` set up whatever they need; nothing has to be prepared but Python 3.11 to 3.13.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --group build
+# The suite starts real servers; two at a time is what two cores take.
+TEST_JOBS ?= 2
+
+.PHONY: help demo test check bench serve lock settings clean
+
+help:
+	@echo "make demo    set up, and run the main job on this machine"
+	@echo "make test    set up, and run the tests"
+	@echo "make check   lint, types, layers"
+	@echo "make bench   rates and latencies, as a table and as JSON"
+	@echo "make lock    resolve the lock files anew"
+	@echo "make clean   remove the environment and the demo's data"
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Stepwedge needs Python 3.11, 3.12 or 3.13 with venv; none was found. Name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The tests' lock file holds the demo's, in the same versions; whichever comes first, the other adds to it.
+$(VENV)/demo.done: requirements-demo.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the service and the demo's data (about 700 MB; some minutes the first time)"
+	@$(PIP) install --require-hashes -r requirements-demo.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/test.done: requirements-test.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the service and the test tools (about 900 MB; some minutes the first time)"
+	@$(PIP) install --require-hashes -r requirements-test.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(VENV)/demo.done
+	@$(BIN)/stepwedge demo
+
+test: $(VENV)/test.done
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup --ignore tests/benchmarks
+
+check: $(VENV)/test.done
+	@$(BIN)/ruff check service models tests
+	@$(BIN)/ruff format --check service models tests
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/end_to_end.py
+
+settings: $(VENV)/demo.done
+	@$(BIN)/stepwedge settings
+
+lock: $(VENV)/bin/python
+	@$(PIP) install uv
+	@$(LOCK) --extra test pyproject.toml -o requirements-test.txt
+	@$(LOCK) --extra demo -c requirements-test.txt pyproject.toml -o requirements-demo.txt
+	@$(LOCK) --extra service -c requirements-test.txt pyproject.toml -o requirements-service.txt
+	@$(LOCK) --extra train -c requirements-test.txt pyproject.toml -o requirements-train.txt
+
+clean:
+	@rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,275 @@
+"""One unit of work: from a study's instances in the spool to a result folder that is written once.
+
+The folder ``results/<unit>`` appears whole or not at all. It holds the objects to deliver as they will be sent, the
+result, the observation, and later one file for each destination that has taken the objects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import pydicom
+from pydantic import TypeAdapter
+
+from stepwedge import __version__
+from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
+from stepwedge.dicom.decode import decode, read_dataset, read_header
+from stepwedge.dicom.report import write_report
+from stepwedge.identity import Site
+from stepwedge.manifest import selects
+from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of
+from stepwedge.records import FloatArray, Image, ImageResult, Reason, State, UnitResult, Verdict
+from stepwedge.settings import Settings
+from stepwedge.store import Revision, Unit, unit_id
+
+_RESULT = "result.json"
+_unit_result = TypeAdapter(UnitResult)
+_unit = TypeAdapter(Unit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """A result as it lies in its folder. ``objects`` are the files to deliver, in order."""
+
+    result: UnitResult
+    objects: tuple[ReportObject, ...]
+    observation: str  # JSON
+    unit: Unit
+
+
+def results_dir(settings: Settings) -> Path:
+    """Where the result folders are."""
+    return settings.data_dir / "results"
+
+
+def read_published(settings: Settings, unit: str) -> Published | None:
+    """The result of a unit, or None if there is none yet."""
+    folder = results_dir(settings) / unit
+    try:
+        values = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Published(
+        result=_unit_result.validate_python(values["result"]),
+        objects=tuple(ReportObject(**(item | {"path": folder / item["path"]})) for item in values["objects"]),
+        observation=json.dumps(values["observation"]),
+        unit=Unit(
+            **(values["unit"] | {"state": State(values["unit"]["state"]), "reasons": tuple(values["unit"]["reasons"])})
+        ),
+    )
+
+
+def published_units(settings: Settings) -> Iterator[Published]:
+    """Every result that lies in its folder."""
+    for file in sorted(results_dir(settings).glob(f"[!.]*/{_RESULT}")):
+        published = read_published(settings, file.parent.name)
+        if published is not None:
+            yield published
+
+
+def write_receipt(settings: Settings, unit: str, destination: str, at: float) -> None:
+    """Keep, beside a result, that a destination has taken it."""
+    text = json.dumps({"destination": destination, "at": at})
+    _write_durable(_receipt(settings, unit, destination), text)
+
+
+def delivered_at(settings: Settings, unit: str, destination: str) -> float | None:
+    """When a destination took a result (seconds since 1970), or None if it has not."""
+    try:
+        return float(json.loads(_receipt(settings, unit, destination).read_text(encoding="utf-8"))["at"])
+    except FileNotFoundError:
+        return None
+
+
+def _receipt(settings: Settings, unit: str, destination: str) -> Path:
+    return results_dir(settings) / unit / f"delivered.{destination}.json"
+
+
+def analyse_unit(
+    unit: Unit, revision: Revision, *, settings: Settings, site: Site, equipment: Equipment
+) -> tuple[UnitResult, str]:
+    """Analyse a unit and publish its result; a result that is there already is given back as it is.
+
+    A failed unit publishes nothing, so that it can be tried again.
+
+    Returns
+    -------
+    The result, and its observation as JSON.
+
+    Raises
+    ------
+    InferenceUnavailableError
+        If the inference server does not answer.
+    """
+    published = read_published(settings, unit.unit)
+    if published is not None:
+        return published.result, published.observation
+    images: list[ImageResult] = []
+    evidence: list[pydicom.Dataset] = []
+    pictures: list[FloatArray | None] = []
+    missing = False
+    started = time.perf_counter()
+    for path in revision.paths:
+        file = settings.data_dir / path
+        if not file.exists():
+            missing = True
+            continue
+        dataset = read_dataset(file)
+        header = read_header(dataset, site.hash)
+        if not selects(equipment.package.manifest, modality=header.modality, has_pixels="PixelData" in dataset):
+            continue
+        case = Case(instance=file.name.split(".")[0], header=header, decode=_decoder(dataset, settings))
+        result, picture = analyse_image(case, equipment)
+        images.append(result)
+        pictures.append(picture)
+        del dataset.PixelData
+        evidence.append(dataset)
+    state, reasons, findings = combine(images, equipment)
+    if missing:
+        state, reasons, findings = State.FAILED, (Reason(code="instance_missing"),), ()
+    assert equipment.policy is not None
+    unit_result = UnitResult(
+        unit=unit.unit,
+        study=unit.study,
+        revision=unit.revision,
+        state=state,
+        reasons=reasons,
+        findings=findings,
+        images=tuple(images),
+        model=equipment.package.reference,
+        policy=equipment.policy.reference,
+        created_at=datetime.now().astimezone().isoformat(timespec="milliseconds"),
+    )
+    ms = _summed(images)
+    observation = observation_of(unit_result, ms).to_json()
+    if state is not State.FAILED:
+        ms["analyse"] = round((time.perf_counter() - started) * 1000.0, 3)
+        _publish(unit, unit_result, evidence, _first_used(images, pictures), ms, settings=settings, site=site)
+        published = read_published(settings, unit.unit)
+        assert published is not None
+        # Another worker may have been first; then its result is the result.
+        return published.result, published.observation
+    return unit_result, observation
+
+
+def _write_durable(file: Path, text: str) -> None:
+    """Write a small file so that it is there whole, or not at all, whenever the power fails."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.rename(file)
+    _sync_folder(file.parent)
+
+
+def _publish(
+    unit: Unit,
+    result: UnitResult,
+    evidence: Sequence[pydicom.Dataset],
+    picture: FloatArray | None,
+    ms: dict[str, float],
+    *,
+    settings: Settings,
+    site: Site,
+) -> None:
+    folder = results_dir(settings) / unit.unit
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{time.monotonic_ns()}")
+    temporary.mkdir()
+    try:
+        started = time.perf_counter()
+        wanted = {State.DEFERRED: settings.report.deferred, State.REJECTED: settings.report.rejected}
+        objects: Sequence[ReportObject] = ()
+        if wanted.get(result.state, True):
+            objects = write_report(
+                temporary,
+                result,
+                evidence,
+                picture,
+                node=_node(settings, site),
+                report=settings.report,
+                predecessor=_predecessor(unit, settings),
+            )
+        ms["report"] = round((time.perf_counter() - started) * 1000.0, 3)
+        ended = replace(
+            unit,
+            state=result.state,
+            reasons=tuple(reason.code for reason in result.reasons),
+            ended_at=time.time(),
+        )
+        values = {
+            "result": _unit_result.dump_python(result, mode="json"),
+            "objects": [asdict(item) | {"path": item.path.name} for item in objects],
+            "observation": json.loads(observation_of(result, ms).to_json()),
+            "unit": _unit.dump_python(ended, mode="json"),
+        }
+        _write_durable(temporary / _RESULT, json.dumps(values))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / _RESULT).exists():
+                raise
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _node(settings: Settings, site: Site) -> NodeIdentity:
+    return NodeIdentity(
+        node=site.node,
+        ae_title=settings.node.ae_title,
+        software_version=__version__,
+        institution=settings.report.institution,
+    )
+
+
+def _predecessor(unit: Unit, settings: Settings) -> Predecessor | None:
+    """The structured report of the latest earlier revision that wrote one."""
+    for revision in range(unit.revision - 1, 0, -1):
+        published = read_published(settings, unit_id(unit.study, revision, unit.model_digest))
+        for item in published.objects if published else ():
+            if item.kind != "sr":
+                continue
+            header = pydicom.dcmread(item.path, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
+            return Predecessor(
+                study_uid=str(header.StudyInstanceUID),
+                series_uid=str(header.SeriesInstanceUID),
+                sop_class_uid=item.sop_class_uid,
+                sop_instance_uid=item.sop_instance_uid,
+                revision=revision,
+            )
+    return None
+
+
+def _decoder(dataset: pydicom.Dataset, settings: Settings) -> Callable[[], Image]:
+    return lambda: decode(dataset, maximum_bytes=settings.worker.maximum_decoded_bytes)
+
+
+def _first_used(images: Sequence[ImageResult], pictures: Sequence[FloatArray | None]) -> FloatArray | None:
+    order = {Verdict.ACCEPT: 0, Verdict.DEFER: 1, Verdict.REJECT: 2}
+    shown = [(order[image.gate.verdict], index) for index, image in enumerate(images) if pictures[index] is not None]
+    return pictures[min(shown)[1]] if shown else None
+
+
+def _summed(images: Sequence[ImageResult]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for image in images:
+        for stage, value in image.ms.items():
+            total[stage] = round(total.get(stage, 0.0) + value, 3)
+    return total
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

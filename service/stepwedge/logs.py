@@ -1,0 +1,45 @@
+"""Logging: one line per event on standard error, with hashed identifiers only.
+
+Called once by the command line, never on import. The libraries that quote identifiers in their messages are silenced.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from stepwedge.settings import Log
+
+# pynetdicom and pydicom put UIDs, names and element values into their messages; DBOS and httpx log each call.
+_SILENT = ("pynetdicom", "pydicom", "highdicom")
+_QUIET = ("dbos", "httpx", "httpcore", "uvicorn", "bentoml")
+
+
+def configure(settings: Log, role: str) -> None:
+    """Send the log of this process to standard error."""
+    level = getattr(logging, settings.level.upper())
+    logging.basicConfig(
+        level=max(level, logging.WARNING), format="%(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if settings.format == "json":
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(role=role)

@@ -1,0 +1,99 @@
+"""The HTTP port: /livez, /readyz and /metrics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from stepwedge.errors import SettingsError
+from stepwedge.settings import Http
+from stepwedge.store import Store
+
+Checks = Mapping[str, Callable[[], bool]]
+
+
+class _StoreCollector:
+    """Gauges that are read from the database when Prometheus asks."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        counts = self._store.counts()
+        units = GaugeMetricFamily("stepwedge_units_in_state", "Units of work by state.", labels=["state"])
+        for state, count in counts["units"].items():
+            units.add_metric([state], count)
+        yield units
+        deliveries = GaugeMetricFamily("stepwedge_deliveries_in_state", "Deliveries by state.", labels=["state"])
+        for state, count in counts["deliveries"].items():
+            deliveries.add_metric([state], count)
+        yield deliveries
+        yield GaugeMetricFamily(
+            "stepwedge_studies_open", "Studies that wait to be complete.", value=counts["studies"]["open"]
+        )
+        oldest = self._store.oldest_waiting()
+        yield GaugeMetricFamily(
+            "stepwedge_queue_age_seconds",
+            "Age of the oldest unit of work that has not ended.",
+            value=0.0 if oldest is None else max(0.0, time.time() - oldest),
+        )
+
+
+def build_app(checks: Checks, store: Store, metrics_dir: Path | None) -> Starlette:
+    """The application. ``checks`` say by name what has to be true for the role to be ready."""
+    registry = CollectorRegistry()
+    if metrics_dir is not None:
+        MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
+    registry.register(_StoreCollector(store))
+
+    def livez(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    def readyz(_: Request) -> Response:
+        state = {name: check() for name, check in checks.items()}
+        return JSONResponse(state, status_code=200 if all(state.values()) else 503)
+
+    def metrics(_: Request) -> Response:
+        body = generate_latest(registry)
+        if metrics_dir is None:
+            body += generate_latest(REGISTRY)
+        return Response(body, media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+
+
+class HttpServer:
+    """Serves the application in a thread of its own."""
+
+    def __init__(self, settings: Http, app: Starlette) -> None:
+        assert settings.port is not None
+        self._where = f"{settings.host}:{settings.port}"
+        config = uvicorn.Config(
+            app, host=settings.host, port=settings.port, log_level="error", access_log=False, lifespan="off"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Listen. Raises SettingsError if the address cannot be had."""
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise SettingsError(f"http.port: cannot listen on {self._where}; is another program using it?")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._server.should_exit = True
+        self._thread.join(timeout=10)

@@ -1,0 +1,64 @@
+"""The database, made again from the files: the spool, the results, the receipts of deliveries."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from stepwedge.analysis import delivered_at, published_units
+from stepwedge.dicom.context import is_own_result
+from stepwedge.dicom.spool import InstanceSpool
+from stepwedge.dicom.studies import restore_revisions
+from stepwedge.identity import load_site
+from stepwedge.manifest import load_package
+from stepwedge.rundir import hold
+from stepwedge.settings import Settings
+from stepwedge.store import Store
+
+log = structlog.get_logger()
+
+
+def rebuild_index(settings: Settings) -> str:
+    """Put the database aside and make it again; a sentence that says what was found.
+
+    Work that had not ended is queued again at the next start. Raises StepwedgeError while the service runs.
+    """
+    hold(settings.data_dir)
+    file = settings.database_file
+    aside = f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%S')}"
+    for suffix in ("", "-wal", "-shm"):
+        part = file.with_name(file.name + suffix)
+        if part.exists():
+            part.rename(file.with_name(aside + suffix))
+    store = Store.open_file(file)
+    try:
+        manifests = [load_package(model.package).manifest for model in settings.models]
+        spool = InstanceSpool(settings, load_site(settings.data_dir), store, manifests, is_own_result)
+        spool.prepare()
+        instances = spool.reconcile()
+        revisions = restore_revisions(spool, store)
+        results = restore_results(settings, store)
+    finally:
+        store.close()
+    return f"rebuilt: {instances} instances, {revisions} revisions, {results} results; the old database is {aside}"
+
+
+def restore_results(settings: Settings, store: Store) -> int:
+    """Index the results that lie in their folders, with their observations and deliveries; how many there were."""
+    count = 0
+    for published in published_units(settings):
+        unit = published.unit
+        store.restore_unit(unit)
+        store.set_unit(unit.unit, unit.state, unit.reasons, at=unit.ended_at)
+        store.add_observation(unit.unit, published.observation)
+        for destination in settings.destinations if published.objects else ():
+            at = delivered_at(settings, unit.unit, destination.name)
+            if at is not None:
+                store.set_delivery(unit.unit, destination.name, "delivered", at=at)
+            elif published.result.policy.demonstration and not destination.accepts_demonstration:
+                store.set_delivery(unit.unit, destination.name, "withheld", at=time.time())
+            else:
+                store.set_delivery(unit.unit, destination.name, "pending", at=time.time())
+        count += 1
+    return count

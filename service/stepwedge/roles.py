@@ -1,0 +1,180 @@
+"""What each role is made of. A role runs in a process of its own until it is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from stepwedge import workflow
+from stepwedge.dicom.context import is_own_result
+from stepwedge.dicom.deliver import DicomSink
+from stepwedge.dicom.listener import Listener
+from stepwedge.dicom.spool import InstanceSpool
+from stepwedge.dicom.studies import StudyCloser
+from stepwedge.errors import StepwedgeError
+from stepwedge.identity import load_site
+from stepwedge.inference.client import InferenceClient, ready
+from stepwedge.manifest import Package, load_package
+from stepwedge.page.app import HttpServer, build_app
+from stepwedge.pipeline import Equipment
+from stepwedge.policy import Policy, load_policy
+from stepwedge.records import State
+from stepwedge.rundir import Heartbeat, is_beating
+from stepwedge.settings import Settings
+from stepwedge.store import Store
+
+log = structlog.get_logger()
+
+_RECONCILE_SECONDS = 15.0  # between two looks for work that is in no queue
+_DELETE_SECONDS = 3600.0  # between two deletions of old workflow records
+
+
+def load_models(settings: Settings) -> list[tuple[Package, Policy]]:
+    """Every configured package with its policy, verified. Raises PackageError or PolicyError."""
+    models = []
+    for model in settings.models:
+        package = load_package(model.package)
+        models.append((package, load_policy(model.policy, package.manifest)))
+    if not models:
+        log.warning("no_models", message="settings name no models: studies are kept, and none is analysed")
+    return models
+
+
+def listen(settings: Settings) -> int:
+    """The DICOM node: receives, keeps, and queues complete studies. Returns when asked to stop."""
+    stop = _until_asked_to_stop()
+    packages = [package for package, _ in load_models(settings)]
+    workflow.prepare_queue(settings)
+    with ExitStack() as undo:
+        store = Store.open_file(settings.database_file)
+        undo.callback(store.close)
+        queue = workflow.QueueClient(settings)
+        undo.callback(queue.close)
+        manifests = [package.manifest for package in packages]
+        spool = InstanceSpool(settings, load_site(settings.data_dir), store, manifests, is_own_result)
+        spool.prepare()
+        listener = Listener(settings.node, spool)
+        closer = StudyCloser(
+            settings=settings.completeness,
+            spool=spool,
+            store=store,
+            models=packages,
+            is_sending=listener.is_sending,
+            enqueue=queue.enqueue,
+        )
+        closer.recover()
+        closing = threading.Thread(target=closer.run, args=(stop,), name="studies", daemon=True)
+        closing.start()
+        undo.callback(closing.join)
+        undo.callback(stop.set)
+        listener.start()
+        undo.callback(listener.stop, settings.worker.drain_seconds)
+        _be_ready(settings, store, "listen", undo, {})
+        log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=settings.node.port)
+        stop.wait()
+        log.info("stopping")
+    return 0
+
+
+def work(settings: Settings) -> int:
+    """The worker: analyses, observes, delivers. Returns when asked to stop."""
+    stop = _until_asked_to_stop()
+    models = load_models(settings)
+    workflow.prepare_queue(settings)
+    inference = settings.inference
+    with ExitStack() as undo:
+        store = Store.open_file(settings.database_file)
+        undo.callback(store.close)
+        equipment = {}
+        for package, policy in models:
+            client = InferenceClient(inference.base_url, package.reference, inference.timeout_seconds)
+            undo.callback(client.close)
+            equipment[package.digest] = Equipment(package=package, engine=client, policy=policy)
+        sinks = {to.name: DicomSink(to, calling_ae=settings.node.ae_title) for to in settings.destinations}
+        bench = workflow.Bench(
+            settings=settings, site=load_site(settings.data_dir), store=store, equipment=equipment, sinks=sinks
+        )
+        queue = workflow.WorkQueue(bench)
+        undo.callback(queue.stop)
+        checks = {"inference": lambda: ready(inference.base_url)}
+        _be_ready(settings, store, "work", undo, checks)
+        log.info("working", executor=settings.worker.executor_id, models=len(models), destinations=len(sinks))
+        _look_after(queue, stop)
+        log.info("stopping")
+    return 0
+
+
+def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int:
+    """Put failed units back into the queue; how many. Raises StepwedgeError for one that has not failed."""
+    if not names and not every:
+        raise StepwedgeError("name the units to retry, as `stepwedge status` shows them, or say --all")
+    workflow.prepare_queue(settings)
+    store = Store.open_file(settings.database_file)
+    queue = workflow.QueueClient(settings)
+    try:
+        failed = {unit.unit: unit for unit in store.units(states=[State.FAILED])}
+        for name in names:
+            if name not in failed:
+                raise StepwedgeError(f"{name}: no failed unit has this name; `stepwedge status` shows them")
+        chosen = list(failed.values()) if every else [failed[name] for name in names]
+        for unit in chosen:
+            workflow.retry(store, queue, unit)
+        return len(chosen)
+    finally:
+        queue.close()
+        store.close()
+
+
+def _look_after(queue: workflow.WorkQueue, stop: threading.Event) -> None:
+    """Find work that fell out of the queue, and delete old records, until asked to stop."""
+    delete_at = time.monotonic()
+    while True:
+        try:
+            queued = queue.reconcile()
+            if queued:
+                log.warning("queued_again", count=queued)
+            if time.monotonic() >= delete_at:
+                queue.delete_finished()
+                delete_at = time.monotonic() + _DELETE_SECONDS
+        except SQLAlchemyError as error:
+            # The database is busy or away: the queue itself tries again, and so does the next look.
+            log.error("reconcile_failed", error=type(error).__name__)
+        if stop.wait(_RECONCILE_SECONDS):
+            return
+
+
+def _be_ready(
+    settings: Settings, store: Store, role: str, undo: ExitStack, checks: Mapping[str, Callable[[], bool]]
+) -> None:
+    """Say that the role is ready, to the machine's supervisor and on the role's own HTTP port."""
+    heartbeat = Heartbeat(settings.data_dir, role)
+    heartbeat.start()
+    undo.callback(heartbeat.stop)
+    if settings.http.port is None:
+        return
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    own = {role: lambda: is_beating(settings.data_dir, role)}
+    server = HttpServer(settings.http, build_app({**own, **checks}, store, Path(folder) if folder else None))
+    server.start()
+    undo.callback(server.stop)
+
+
+def _until_asked_to_stop() -> threading.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return stop

@@ -1,0 +1,94 @@
+"""The ``run`` folder: who holds the data, which roles are alive, and where their metrics are gathered.
+
+Nothing in it outlives the service.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from stepwedge.errors import StepwedgeError
+
+# A role that has not written for this long is not ready. Generous: a busy machine is not a dead one.
+STALE_SECONDS = 20.0
+_INTERVAL_SECONDS = 1.0
+
+
+def hold(data_dir: Path) -> None:
+    """Keep a second service away from the same data, until this process ends.
+
+    Raises StepwedgeError if another one holds it.
+    """
+    file = data_dir / "run" / "serve.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise StepwedgeError(f"{data_dir}: another stepwedge serve is using this data folder; stop it first") from None
+
+
+def gather_metrics(folder: Path) -> None:
+    """Make this process and the roles that it starts keep their metrics in a folder, from zero.
+
+    Has to be called before ``stepwedge.metrics`` is imported: its library decides on import where metrics are kept.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.resolve())
+
+
+class Heartbeat:
+    """Writes ``run/<role>.json`` every second until stopped."""
+
+    def __init__(self, data_dir: Path, role: str) -> None:
+        self._file = _file(data_dir, role)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Say that the role is ready."""
+        self._write()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say that it no longer is."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._file.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(_INTERVAL_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        temporary = self._file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"pid": os.getpid(), "at": time.time()}))
+        temporary.replace(self._file)
+
+
+def is_beating(data_dir: Path, role: str) -> bool:
+    """Whether a role has lately said that it is ready."""
+    try:
+        at = float(json.loads(_file(data_dir, role).read_text())["at"])
+    except (OSError, ValueError, KeyError):
+        return False
+    return abs(time.time() - at) < STALE_SECONDS
+
+
+def clear(data_dir: Path, role: str) -> None:
+    """Forget what a role that has died said."""
+    _file(data_dir, role).unlink(missing_ok=True)
+
+
+def _file(data_dir: Path, role: str) -> Path:
+    return data_dir / "run" / f"{role}.json"

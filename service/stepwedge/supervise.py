@@ -1,0 +1,153 @@
+"""Starts, watches and stops the roles on one machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+
+import structlog
+
+from stepwedge import metrics, rundir, workflow
+from stepwedge.identity import load_site
+from stepwedge.inference.client import ready
+from stepwedge.page.app import HttpServer, build_app
+from stepwedge.settings import Settings
+from stepwedge.store import Store
+
+log = structlog.get_logger()
+
+# The order in which they stop: first nothing more comes in, then what is under way is finished.
+ROLES = ("listen", "work", "infer")
+_LONGEST_PAUSE_SECONDS = 30.0
+# A role that has run this long is taken to be well: its next end starts with the shortest pause again.
+_WELL_SECONDS = 60.0
+_STOP_SECONDS = 15.0  # beyond the worker's own drain time
+# Exit status of a role that cannot start as it is configured (see `cli`): starting it again would not help.
+UNUSABLE = 2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class _Role:
+    name: str
+    process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
+    failures: int = 0
+    start_again_at: float | None = None
+
+
+class Supervisor:
+    """The roles of one machine, each a process that is started again when it ends by itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._roles: dict[str, _Role] = {}
+        self._said_ready = False
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; the exit status."""
+        settings = self._settings
+        load_site(settings.data_dir)
+        workflow.prepare_queue(settings)
+        store = Store.open_file(settings.database_file)
+        server: HttpServer | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
+        try:
+            if settings.http.port is not None:
+                app = build_app(self.checks(), store, settings.metrics_dir)
+                server = HttpServer(settings.http, app)
+                server.start()
+            for name in ("infer", "listen", "work"):
+                self._roles[name] = _Role(name, self._spawn(name))
+            return self._watch()
+        finally:
+            self._stop_roles()
+            if server is not None:
+                server.stop()
+            store.close()
+            log.info("stopped")
+
+    def checks(self) -> Mapping[str, Callable[[], bool]]:
+        """What has to be true for the service to be ready."""
+        settings = self._settings
+        return {
+            "listen": lambda: rundir.is_beating(settings.data_dir, "listen"),
+            "work": lambda: rundir.is_beating(settings.data_dir, "work"),
+            "infer": lambda: ready(settings.inference.base_url),
+        }
+
+    def _watch(self) -> int:
+        while not self._stop.wait(0.2):
+            for role in self._roles.values():
+                status = role.process.poll()
+                if status is None:
+                    continue
+                if status == UNUSABLE:
+                    log.error("role_cannot_start", name=role.name)
+                    return UNUSABLE
+                self._start_again(role, status)
+            if not self._said_ready and all(check() for check in self.checks().values()):
+                self._said_ready = True
+                node = self._settings.node
+                log.info(
+                    "ready",
+                    dicom=f"{node.ae_title}@{node.host}:{node.port}",
+                    http=f"{self._settings.http.host}:{self._settings.http.port}",
+                )
+        return 0
+
+    def _start_again(self, role: _Role, status: int) -> None:
+        now = time.monotonic()
+        if role.start_again_at is None:
+            rundir.clear(self._settings.data_dir, role.name)
+            role.failures = 0 if now - role.started > _WELL_SECONDS else role.failures + 1
+            pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2.0 ** min(role.failures, 10))
+            role.start_again_at = now + pause
+            metrics.ROLE_RESTARTS.labels(role.name).inc()
+            log.error("role_ended", name=role.name, status=status, again_in_seconds=pause)
+        if now >= role.start_again_at:
+            role.process, role.started, role.start_again_at = self._spawn(role.name), now, None
+
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"STEPWEDGE_HTTP__PORT": "null"}
+        # A process group of its own: a Ctrl-C in the terminal reaches us, and we stop the roles in order.
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "stepwedge", name],
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+        log.info("role_started", name=name, pid=process.pid)
+        return process
+
+    def _stop_roles(self) -> None:
+        for name in ROLES:
+            role = self._roles.get(name)
+            if role is None or role.process.poll() is not None:
+                continue
+            role.process.terminate()
+            try:
+                role.process.wait(self._settings.worker.drain_seconds + _STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.error("role_killed", name=name)
+                os.killpg(role.process.pid, signal.SIGKILL)
+                role.process.wait()
+
+    def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+
+def _end_with_parent() -> None:
+    """In a role's process, before it starts: be asked to stop when the supervisor is killed (prctl(2), Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

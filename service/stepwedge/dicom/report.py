@@ -1,0 +1,443 @@
+"""The structured report of a result, and all the objects of a result written into a folder.
+
+A Comprehensive SR with the Measurement Report template (PS3.16 TID 1500), in the study that was analysed: summary,
+image library, one measurement group (TID 1501) for the result as a whole and, where there is a result, one for each
+finding. Comprehensive 3D SR is not used: dcmtk's ``storescu`` does not propose it by default.
+
+Concepts of our own, coding scheme 99STEPWEDGE, are listed in ``_OWN``. Everything else has a standard code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from highdicom import sr
+from highdicom.sr.enum import RelationshipTypeValues
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from stepwedge.dicom import wording
+from stepwedge.dicom.context import (
+    MANUFACTURER,
+    NodeIdentity,
+    Predecessor,
+    ReportObject,
+    created_at,
+    floats,
+    is_own_result,
+    new_object,
+    reference,
+    set_text,
+    usable_evidence,
+    write_object,
+)
+from stepwedge.dicom.identifiers import device_uid, result_uid
+from stepwedge.dicom.picture import picture_object
+from stepwedge.dicom.texts import element_text, element_values
+from stepwedge.records import Decision, Finding, FloatArray, State, UnitResult, Verdict
+from stepwedge.settings import Report
+
+__all__ = ["NodeIdentity", "Predecessor", "ReportObject", "is_own_result", "write_report"]
+
+COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
+
+_SCHEME = "99STEPWEDGE"
+_OWN = {
+    # Numbers of a finding.
+    "clear-below": "Cleared below this probability",
+    "act-from": "Acted on from this probability",
+    "prevalence": "Prevalence applied",
+    "cost-miss": "Cost of a miss",
+    "cost-false-alarm": "Cost of a false alarm",
+    "cost-deferral": "Cost of a deferral",
+    # What the least expected cost makes of a finding.
+    "decision": "Decision of least expected cost",
+    "decision-act": "Act: treat the finding as present",
+    "decision-clear": "Clear: treat the finding as absent",
+    "decision-defer": "Defer: leave the finding to a person",
+    "decision-none": "Not decided",
+    # The result as a whole.
+    "state": "State of the AI result",
+    "state-reported": "Reported",
+    "state-deferred": "Deferred: no AI result, read without AI",
+    "state-rejected": "Rejected: no AI result, image not suitable",
+    "gate": "Verdict of the gate",
+    "gate-accept": "Accepted",
+    "gate-defer": "Left to a person",
+    "gate-reject": "Rejected",
+    "reason": "Reason",
+    "revision": "Revision",
+}
+_PRESENCE = Code("705057003", "SCT", "Presence")
+_PRESENCES = {
+    Decision.ACT: Code("52101004", "SCT", "Present"),
+    Decision.CLEAR: Code("2667000", "SCT", "Absent"),
+    Decision.DEFER: Code("82334004", "SCT", "Indeterminate"),
+}
+_ENGLISH = Code("en", "RFC5646", "English")
+_CHEST = Code("51185008", "SCT", "Chest")
+_PIXELS = Code("{pixels}", "UCUM", "Pixels")
+_CHEST_RADIOGRAPH = Code("399208008", "SCT", "Plain chest X-ray")
+_IMAGING = Code("363679005", "SCT", "Imaging procedure")
+_PROCEDURES = {  # by Modality (0008,0060)
+    "CR": Code("363680008", "SCT", "Radiographic imaging procedure"),
+    "DX": Code("363680008", "SCT", "Radiographic imaging procedure"),
+    "CT": Code("77477000", "SCT", "Computed tomography"),
+    "MR": Code("113091000", "SCT", "Magnetic resonance imaging"),
+    "MG": Code("71651007", "SCT", "Mammography"),
+    "US": Code("16310003", "SCT", "Diagnostic ultrasonography"),
+}
+_RADIOGRAPHY = {"CR", "DX", "MG", "IO", "PX", "RF", "RG", "XA"}
+# highdicom warns of a UID that is out of form, and quotes it: it gets this one, and the true one takes its place.
+_STAND_IN = "2.25.1"
+_FIGURES = 6  # significant digits of a number in the report: more than any of them means
+
+
+def write_report(
+    folder: Path,
+    result: UnitResult,
+    evidence: Sequence[Dataset],
+    picture: FloatArray | None,
+    *,
+    node: NodeIdentity,
+    report: Report,
+    predecessor: Predecessor | None,
+) -> list[ReportObject]:
+    """Write the objects of a result; the same inputs give the same bytes.
+
+    Parameters
+    ----------
+    evidence
+        Headers of the images that were judged, all of one study, in the order of ``result.images``.
+    picture
+        The presented image to show, (rows, columns), 0…1, or None.
+
+    Returns
+    -------
+    The files in the order of delivery; none where the settings want no report for the state.
+
+    Raises
+    ------
+    ValueError
+        If the state has no report, or the evidence does not hold usable images of exactly one study.
+    """
+    if result.state not in wording.HEADLINES:
+        raise ValueError(f"a result in state {result.state} has no report")
+    if not {State.DEFERRED: report.deferred, State.REJECTED: report.rejected}.get(result.state, True):
+        return []
+    usable = usable_evidence(evidence)
+    used = _used(result, evidence, usable)
+    written = [_write(folder, "sr", _report_object(result, usable, used, node=node, predecessor=predecessor), node)]
+    if report.picture:
+        made = picture_object(result, usable, picture, node=node, predecessor=predecessor)
+        written.append(_write(folder, "sc", made, node))
+    return written
+
+
+def _write(folder: Path, kind: str, made: Dataset, node: NodeIdentity) -> ReportObject:
+    path = folder / f"{kind}.dcm"
+    write_object(made, path, node)
+    return ReportObject(
+        kind=kind, sop_class_uid=str(made.SOPClassUID), sop_instance_uid=str(made.SOPInstanceUID), path=path
+    )
+
+
+def _used(result: UnitResult, evidence: Sequence[Dataset], usable: Sequence[Dataset]) -> list[Dataset]:
+    """The images that the answer comes from: those that the gate let through, else all."""
+    if len(evidence) != len(result.images):
+        return list(usable)
+    accepted = {
+        element_text(item, "SOPInstanceUID")
+        for item, image in zip(evidence, result.images, strict=True)
+        if image.gate.verdict is Verdict.ACCEPT
+    }
+    return [item for item in usable if element_text(item, "SOPInstanceUID") in accepted] or list(usable)
+
+
+def _report_object(
+    result: UnitResult,
+    evidence: Sequence[Dataset],
+    used: Sequence[Dataset],
+    *,
+    node: NodeIdentity,
+    predecessor: Predecessor | None,
+) -> Dataset:
+    """The Comprehensive SR (PS3.3 section A.35.3)."""
+    made = new_object("sr", COMPREHENSIVE_SR, result, evidence[0], node)
+    made.ReferencedPerformedProcedureStepSequence = []
+    made.PerformedProcedureCodeSequence = []
+    made.CompletionFlag = "COMPLETE"
+    made.VerificationFlag = "UNVERIFIED"
+    made.PreliminaryFlag = "FINAL"
+    made.CurrentRequestedProcedureEvidenceSequence = [
+        _hierarchy(element_text(evidence[0], "StudyInstanceUID"), _by_series(evidence))
+    ]
+    if predecessor is not None:
+        earlier = Dataset()
+        earlier.ReferencedSOPClassUID = predecessor.sop_class_uid
+        earlier.ReferencedSOPInstanceUID = predecessor.sop_instance_uid
+        made.PredecessorDocumentsSequence = [_hierarchy(predecessor.study_uid, {predecessor.series_uid: [earlier]})]
+    scheme = Dataset()
+    scheme.CodingSchemeDesignator = _SCHEME
+    scheme.CodingSchemeName = "Stepwedge concepts"
+    scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
+    made.CodingSchemeIdentificationSequence = [scheme]
+    for element in _content(result, evidence, used, node=node, predecessor=predecessor):
+        made[element.tag] = element
+    created, _ = created_at(result, evidence[0])
+    made.ObservationDateTime = created.strftime("%Y%m%d%H%M%S%z")
+    return made
+
+
+def _by_series(evidence: Sequence[Dataset]) -> dict[str, list[Dataset]]:
+    series: dict[str, list[Dataset]] = {}
+    for item in evidence:
+        series.setdefault(element_text(item, "SeriesInstanceUID"), []).append(reference(item))
+    return series
+
+
+def _hierarchy(study_uid: str, series: dict[str, list[Dataset]]) -> Dataset:
+    """References by study and series (PS3.3 table C.17-3)."""
+    study = Dataset()
+    set_text(study, "StudyInstanceUID", study_uid)
+    study.ReferencedSeriesSequence = []
+    for series_uid, references in series.items():
+        item = Dataset()
+        set_text(item, "SeriesInstanceUID", series_uid)
+        item.ReferencedSOPSequence = references
+        study.ReferencedSeriesSequence.append(item)
+    return study
+
+
+def _content(
+    result: UnitResult,
+    evidence: Sequence[Dataset],
+    used: Sequence[Dataset],
+    *,
+    node: NodeIdentity,
+    predecessor: Predecessor | None,
+) -> Dataset:
+    """The content tree: TID 1500, with the summary put before the image library."""
+    chest = _shows_chest(evidence)
+    uid = _tracking_uids(result, evidence[0], node)
+    groups = [_result_group(result, used, uid)]
+    if result.state is State.REPORTED:
+        groups += [_finding_group(finding, result, used, uid, chest=chest) for finding in result.findings]
+    tree = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=_observer(result, node)),
+        procedure_reported=_procedure(element_text(evidence[0], "Modality"), chest=chest),
+        imaging_measurements=groups,
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(_ENGLISH),
+    )
+    root: Dataset = tree[0]
+    content = root.ContentSequence
+    library = len(content) - 1  # before Imaging Measurements, the last
+    summary = _summary(result, predecessor)
+    content[library:library] = [*summary, _image_library(evidence)]
+    return root
+
+
+def _observer(result: UnitResult, node: NodeIdentity) -> Any:
+    return sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=device_uid(node.node),
+            name=f"{MANUFACTURER.upper()} {node.ae_title}",
+            manufacturer_name=MANUFACTURER,
+            model_name=f"{result.model.name} {result.model.version} (Stepwedge {node.software_version})",
+            serial_number=node.node,
+        ),
+    )
+
+
+def _summary(result: UnitResult, predecessor: Predecessor | None) -> list[Any]:
+    """What a person reads first. TID 1500 is extensible: these rows are in addition to it."""
+    lines = [(codes.DCM.Comment, wording.DEMONSTRATION)] if result.policy.demonstration else []
+    lines += [(codes.DCM.Summary, line) for line in wording.summary_lines(result)]
+    supersedes = predecessor.revision if predecessor else None
+    lines += [
+        (codes.DCM.Comment, wording.images_line(result)),
+        (_own("revision"), wording.revision_line(result, supersedes)),
+        (codes.DCM.Comment, f"Made by software at {result.created_at}, not verified by a person"),
+    ]
+    return [_text(name, line) for name, line in lines]
+
+
+def _image_library(evidence: Sequence[Dataset]) -> Any:
+    """The images (TID 1600, 1601, 1602, 1603). What a header lacks is left out."""
+    library = _container(codes.DCM.ImageLibrary)
+    group = _container(codes.DCM.ImageLibraryGroup)
+    for item in evidence:
+        image = sr.ImageContentItem(
+            name=Code("260753009", "SCT", "Source"),
+            referenced_sop_class_uid=_STAND_IN,
+            referenced_sop_instance_uid=_STAND_IN,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+        image.ReferencedSOPSequence = [reference(item)]
+        image.ContentSequence = sr.ContentSequence(_descriptors(item))
+        group.ContentSequence.append(image)
+    library.ContentSequence.append(group)
+    return library
+
+
+def _descriptors(item: Dataset) -> Iterable[Any]:
+    context = RelationshipTypeValues.HAS_ACQ_CONTEXT
+    modality = element_text(item, "Modality")
+    yield sr.CodeContentItem(name=codes.DCM.Modality, value=_modality(modality), relationship_type=context)
+    for name, keyword in ((codes.DCM.PixelDataRows, "Rows"), (codes.DCM.PixelDataColumns, "Columns")):
+        size = item.get(keyword)
+        if isinstance(size, int):
+            yield sr.NumContentItem(name=name, value=size, unit=_PIXELS, relationship_type=context)
+    if modality not in _RADIOGRAPHY:
+        return
+    orientation = element_values(item, "PatientOrientation")
+    if len(orientation) == 2 and all(orientation):
+        names = (codes.DCM.PatientOrientationRow, codes.DCM.PatientOrientationColumn)
+        for name, value in zip(names, orientation, strict=True):
+            yield sr.TextContentItem(name=name, value=value, relationship_type=context)
+    spacing = floats(item, "ImagerPixelSpacing", 2)
+    if spacing:
+        names = (codes.DCM.HorizontalPixelSpacing, codes.DCM.VerticalPixelSpacing)
+        for name, number in zip(names, reversed(spacing), strict=True):
+            yield sr.NumContentItem(
+                name=name, value=_rounded(number), unit=codes.UCUM.Millimeter, relationship_type=context
+            )
+
+
+def _modality(value: str) -> Code:
+    """The modality as a code (CID 29, whose code values are the terms of Modality)."""
+    for code in (getattr(codes.cid29, keyword) for keyword in codes.cid29.dir()):
+        if code.value == value:
+            return code  # type: ignore[no-any-return]
+    return Code("OT", "DCM", "Other Modality")
+
+
+def _result_group(result: UnitResult, used: Sequence[Dataset], uid: dict[str, str]) -> Any:
+    """The result as a whole: its state, the gate's verdict, the reasons. It holds no number."""
+    verdicts = [image.gate.verdict for image in result.images]
+    best = next((verdict for verdict in Verdict if verdict in verdicts), Verdict.REJECT)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=uid[""], identifier=f"{result.model.name} result"),
+        algorithm_id=_algorithm(result),
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(name=_own("state"), value=_own(f"state-{result.state}")),
+            sr.QualitativeEvaluation(name=_own("gate"), value=_own(f"gate-{best}")),
+        ],
+        source_images=_sources(used),
+    )
+    reasons = result.reasons or tuple(dict.fromkeys(reason for image in result.images for reason in image.gate.reasons))
+    group[0].ContentSequence.extend(
+        _text(_own("reason"), f"{reason.code}: {reason.text}") for reason in dict.fromkeys(reasons)
+    )
+    return group
+
+
+def _finding_group(
+    finding: Finding, result: UnitResult, used: Sequence[Dataset], uid: dict[str, str], *, chest: bool
+) -> Any:
+    """One finding: the probability, what it was held against, and what follows."""
+    numbers: list[tuple[Code, float]] = [
+        (codes.DCM.Probability, finding.probability),
+        (_own("prevalence"), finding.prevalence),
+    ]
+    if finding.thresholds is not None:
+        numbers += [
+            (_own("clear-below"), finding.thresholds.clear_below),
+            (_own("act-from"), finding.thresholds.act_from),
+        ]
+    if finding.costs is not None:
+        numbers += [
+            (_own("cost-miss"), finding.costs.miss),
+            (_own("cost-false-alarm"), finding.costs.false_alarm),
+            (_own("cost-deferral"), finding.costs.deferral),
+        ]
+    evaluations = [sr.QualitativeEvaluation(name=_own("decision"), value=_own(f"decision-{finding.decision}"))]
+    if finding.decision in _PRESENCES:
+        evaluations.append(sr.QualitativeEvaluation(name=_PRESENCE, value=_PRESENCES[finding.decision]))
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=uid[finding.name], identifier=finding.name),
+        finding_type=Code(finding.code.value, finding.code.scheme, wording.label(finding)),
+        finding_sites=[sr.FindingSite(anatomic_location=_CHEST)] if chest else None,
+        algorithm_id=_algorithm(result, calibration=finding.calibration),
+        measurements=[
+            sr.Measurement(name=name, value=_rounded(value), unit=codes.UCUM.NoUnits) for name, value in numbers
+        ],
+        qualitative_evaluations=evaluations,
+        source_images=_sources(used),
+    )
+
+
+def _algorithm(result: UnitResult, calibration: str = "") -> Any:
+    """TID 4019: which model gave the answer, under which policy."""
+    providers = dict.fromkeys(image.provider for image in result.images if image.provider)
+    return sr.AlgorithmIdentification(
+        name=result.model.name,
+        version=result.model.version,
+        parameters=[
+            f"package digest SHA-256 {result.model.digest}",
+            f"policy {result.policy.name} {result.policy.version}",
+            f"policy digest SHA-256 {result.policy.digest}",
+            *(f"execution provider {provider}" for provider in providers),
+            *([f"calibration {calibration}"] if calibration else []),
+        ],
+    )
+
+
+def _tracking_uids(result: UnitResult, source: Dataset, node: NodeIdentity) -> dict[str, str]:
+    """Tracking UIDs by finding; that of the result as a whole under the empty name."""
+    return {
+        name: result_uid(
+            node=node.node,
+            study_uid=element_text(source, "StudyInstanceUID"),
+            revision=result.revision,
+            model_digest=result.model.digest,
+            policy_digest=result.policy.digest,
+            kind=f"tracking-{name}",
+        )
+        for name in ("", *(finding.name for finding in result.findings))
+    }
+
+
+def _sources(used: Sequence[Dataset]) -> list[Any]:
+    sources = []
+    for item in used:
+        source = sr.SourceImageForMeasurementGroup(
+            referenced_sop_class_uid=_STAND_IN, referenced_sop_instance_uid=_STAND_IN
+        )
+        source.ReferencedSOPSequence = [reference(item)]
+        sources.append(source)
+    return sources
+
+
+def _shows_chest(evidence: Sequence[Dataset]) -> bool:
+    """Whether every image says that it is of the chest."""
+    parts = {element_text(item, "BodyPartExamined").upper() for item in evidence}
+    return parts == {"CHEST"}
+
+
+def _procedure(modality: str, *, chest: bool) -> Code:
+    if chest and modality in {"CR", "DX"}:
+        return _CHEST_RADIOGRAPH
+    return _PROCEDURES.get(modality, _IMAGING)
+
+
+def _own(value: str) -> Code:
+    return Code(value, _SCHEME, _OWN[value])
+
+
+def _text(name: Code, value: str) -> Any:
+    return sr.TextContentItem(name=name, value=value, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _container(name: Code) -> Any:
+    item = sr.ContainerContentItem(name=name, relationship_type=RelationshipTypeValues.CONTAINS)
+    item.ContentSequence = sr.ContentSequence()
+    return item
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_FIGURES}g}")

@@ -1,0 +1,334 @@
+"""The DICOM node: Verification and Storage SCP (PS3.4 annexes A and B).
+
+It answers 0x0000 only for what the spool has made durable. The other answers, as administrators know them:
+
+======  ==========================================================================================
+0xA700  the volume is full, low or failing, the index fails, or the data set is larger than allowed
+0xA900  the data set's SOP class or instance is not that of the command
+0xC000  the data set cannot be parsed, has a bad UID, or came with different content too often
+0x0122  the SOP class is not that of the presentation context
+0x0110  an error of ours that nobody expected; the log names it
+======  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import struct
+import threading
+import time
+import weakref
+from typing import Any
+
+import structlog
+from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.sop_class import Verification
+from pynetdicom.transport import ThreadedAssociationServer
+from sqlalchemy.exc import SQLAlchemyError
+
+from stepwedge import metrics
+from stepwedge.dicom.decode import DECODABLE_TRANSFER_SYNTAXES
+from stepwedge.dicom.encoded import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, clean_title
+from stepwedge.dicom.spool import InstanceSpool, Received
+from stepwedge.errors import SpoolFullError, UnusableInstanceError
+from stepwedge.settings import Node
+
+log = structlog.get_logger()
+
+# PS3.7 annex C and PS3.4 table B.2-1.
+STATUS_SUCCESS = 0x0000
+STATUS_PROCESSING_FAILURE = 0x0110
+STATUS_SOP_CLASS_NOT_SUPPORTED = 0x0122
+STATUS_OUT_OF_RESOURCES = 0xA700
+
+# PS3.8 section 9.3.1: what a PDU begins with, and the types that exist.
+_PDU_HEAD_BYTES = 6
+_PDU_TYPES = range(0x01, 0x08)
+_P_DATA = 0x04
+# An association request names at most 128 presentation contexts; with every transfer syntax there is, and with user
+# identity tokens, it stays far below this.
+_LONGEST_OTHER_PDU_BYTES = 1_048_576
+# Some senders leave the heads of the fragments out of the length that we ask them to keep to.
+_PDU_TOLERANCE_BYTES = 4096
+# What a type that does not exist looks like: pynetdicom answers it with A-ABORT, as PS3.8 section 9.2 wants.
+_NO_PDU = b"\xff" + bytes(_PDU_HEAD_BYTES - 1)
+
+# Connections that the system keeps until they are accepted.
+_BACKLOG = 128
+# Connections beyond those that may associate: they wait to be told that the limit is reached.
+_SPARE_CONNECTIONS = 32
+# Threads that do not end this long after their connection was cut are left to the end of the process, seconds.
+_ABORT_SECONDS = 3.0
+_POLL_SECONDS = 0.02
+# Between two looks at whether to stop. pynetdicom collects garbage at every 60th, which is not to be often.
+_ACCEPT_SECONDS = 0.5
+
+_REJECTIONS = {3: "rejected_caller", 7: "rejected_called", 2: "rejected_limit"}
+
+# pynetdicom binds handlers that format every message, identifiers included, for a log that is never read.
+_config.LOG_HANDLER_LEVEL = "none"
+
+
+class Listener:
+    """The listening socket and its associations."""
+
+    def __init__(self, settings: Node, spool: InstanceSpool) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._sent: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+    @property
+    def port(self) -> int:
+        """The TCP port in use."""
+        assert self._server is not None
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Listen, in threads of our own. Raises OSError if the address cannot be had."""
+        settings = self._settings
+        node = AE(ae_title=settings.ae_title)
+        node.require_called_aet = True
+        node.require_calling_aet = list(settings.allowed_callers)
+        node.maximum_associations = settings.maximum_associations
+        node.maximum_pdu_size = settings.maximum_pdu_bytes
+        node.acse_timeout = settings.association_timeout
+        node.dimse_timeout = settings.dimse_timeout
+        node.network_timeout = settings.network_timeout
+        node.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        node.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        contexts = [build_context(Verification, list(DECODABLE_TRANSFER_SYNTAXES))]
+        contexts += [
+            build_context(known.abstract_syntax, list(DECODABLE_TRANSFER_SYNTAXES))
+            for known in AllStoragePresentationContexts
+        ]
+        handlers: list[Any] = [
+            (evt.EVT_ACCEPTED, _count_accepted),
+            (evt.EVT_REJECTED, _count_rejected),
+            (evt.EVT_ABORTED, _count_aborted),
+            (evt.EVT_PDU_RECV, _bound_message, [settings.maximum_instance_bytes]),
+            (evt.EVT_C_STORE, self._answer),
+        ]
+        server = node.make_server(
+            (settings.host, settings.port), contexts=contexts, evt_handlers=handlers, server_class=_Server
+        )
+        self._server = server
+        self._thread = threading.Thread(target=server.serve_forever, args=(_ACCEPT_SECONDS,), name="listener")
+        self._thread.start()
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Take no more associations, let the open ones finish, then abort them.
+
+        Parameters
+        ----------
+        seconds
+            How long open associations may go on. What they were told is stored, is stored in any case.
+        """
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._thread.join()
+        _wait_until_none(self._server, seconds)
+        for association in self._server.active_associations:
+            association.abort(block=False)
+        _wait_until_none(self._server, _ABORT_SECONDS / 2)
+        self._server.cut_connections()
+        _wait_until_none(self._server, _ABORT_SECONDS / 2)
+        self._server = self._thread = None
+
+    def is_sending(self, study: str) -> bool:
+        """Whether an association is open that has sent an instance of this study."""
+        with self._lock:
+            return any(study in studies and association.is_established for association, studies in self._sent.items())
+
+    def _answer(self, event: evt.Event) -> int:
+        """The answer to a C-STORE request, counted."""
+        began = time.monotonic()
+        size = len(event.request.DataSet.getbuffer()) if event.request.DataSet else 0
+        status = self._store(event)
+        metrics.INSTANCES.labels(f"{status:04X}").inc()
+        metrics.STORE_SECONDS.observe(time.monotonic() - began)
+        if status == STATUS_SUCCESS:
+            metrics.INSTANCE_BYTES.inc(size)
+        return status
+
+    def _store(self, event: evt.Event) -> int:
+        request, sender = event.request, clean_title(event.assoc.requestor.ae_title)
+        if request.AffectedSOPClassUID != event.context.abstract_syntax:
+            log.warning("instance refused", reason="sop_class_not_supported", sender=sender)
+            return STATUS_SOP_CLASS_NOT_SUPPORTED
+        data = request.DataSet.getvalue() if request.DataSet else b""
+        if len(data) > self._settings.maximum_instance_bytes:
+            log.warning("instance refused", reason="larger than node.maximum_instance_bytes", sender=sender)
+            return STATUS_OUT_OF_RESOURCES
+        received = Received(
+            sop_class_uid=str(request.AffectedSOPClassUID),
+            sop_uid=str(request.AffectedSOPInstanceUID),
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            sender=sender,
+            data=data,
+        )
+        try:
+            stored = self._spool.store(received)
+        except UnusableInstanceError as error:
+            return self._refuse(received, error)
+        except SpoolFullError:
+            log.error("spool full", sender=sender, size=len(data))
+            return STATUS_OUT_OF_RESOURCES
+        except (OSError, SQLAlchemyError) as error:
+            log.error("instance not stored", sender=sender, error=type(error).__name__)
+            return STATUS_OUT_OF_RESOURCES
+        except Exception as error:  # noqa: BLE001 - the edge: an answer must go out, and pynetdicom's would be 0xC211
+            log.error("instance not stored", sender=sender, error=type(error).__name__)
+            return STATUS_PROCESSING_FAILURE
+        with self._lock:
+            self._sent.setdefault(event.assoc, set()).add(stored.study)
+        log.info(
+            "instance stored",
+            study=stored.study,
+            instance=stored.instance,
+            sender=sender,
+            size=len(data),
+            new=stored.new,
+        )
+        return STATUS_SUCCESS
+
+    def _refuse(self, received: Received, error: UnusableInstanceError) -> int:
+        try:
+            self._spool.quarantine(received, error)
+        except (OSError, SQLAlchemyError) as failure:
+            log.error("quarantine failed", reason=error.code, error=type(failure).__name__)
+        return error.status
+
+
+def _count_accepted(event: evt.Event) -> None:
+    metrics.ASSOCIATIONS.labels("accepted").inc()
+    log.debug("association accepted", sender=clean_title(event.assoc.requestor.ae_title))
+
+
+def _count_rejected(event: evt.Event) -> None:
+    outcome = _REJECTIONS.get(event.assoc.acceptor.primitive.diagnostic, "rejected_other")
+    metrics.ASSOCIATIONS.labels(outcome).inc()
+    request = event.assoc.requestor.primitive
+    log.warning(
+        "association rejected",
+        outcome=outcome,
+        caller=clean_title(request.calling_ae_title),
+        called=clean_title(request.called_ae_title),
+    )
+
+
+def _count_aborted(event: evt.Event) -> None:
+    metrics.ASSOCIATIONS.labels("aborted").inc()
+    log.warning("association aborted", sender=clean_title(event.assoc.requestor.ae_title or ""))
+
+
+def _bound_message(event: evt.Event, maximum_bytes: int) -> None:
+    """Drop what a message has beyond the limit, so that memory is bounded; its length then shows that it was larger."""
+    if not isinstance(event.pdu, P_DATA_TF):
+        return
+    message = event.assoc.dimse.message
+    length = message.data_set.tell() if message is not None and message.data_set is not None else 0
+    if length <= maximum_bytes:
+        return
+    for item in event.pdu.presentation_data_value_items:
+        if not item.presentation_data_value[0] & 1:  # PS3.8 annex E.2: a fragment of a data set
+            item.presentation_data_value = item.presentation_data_value[:1]
+
+
+class _Server(ThreadedAssociationServer):  # type: ignore[misc]
+    """Accepts connections, each behind a guard."""
+
+    request_queue_size = _BACKLOG
+
+    def __init__(self, node: AE, *args: Any, **kwargs: Any) -> None:
+        self._connections: weakref.WeakSet[_GuardedSocket] = weakref.WeakSet()
+        super().__init__(node, *args, **kwargs)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        accepted, address = super().get_request()
+        guarded = _GuardedSocket(
+            accepted,
+            longest_data_pdu=self.ae.maximum_pdu_size + _PDU_TOLERANCE_BYTES,
+            timeout=self.ae.network_timeout,
+        )
+        self._connections.add(guarded)
+        return guarded, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the parent's signature
+        """Drop a connection when so many are open that not even a rejection can be had."""
+        return len(self.active_associations) < int(self.ae.maximum_associations) + _SPARE_CONNECTIONS
+
+    def shutdown(self) -> None:
+        """Stop accepting. Open associations go on."""
+        socketserver.BaseServer.shutdown(self)
+        self.server_close()
+
+    def cut_connections(self) -> None:
+        """Cut every connection that is open."""
+        for connection in list(self._connections):
+            connection.cut()
+
+
+class _GuardedSocket(socket.socket):
+    """A connection that follows the PDUs that are read from it, and cuts one that does not keep to the rules.
+
+    pynetdicom believes any announced length and waits for the rest without end. Here a PDU must be of a type that
+    exists, not longer than was agreed, and complete within the network timeout (twice that if it comes drop by drop),
+    so that a peer that talks nonsense, announces 4 GiB or stalls holds its threads hardly longer than an idle one.
+    """
+
+    def __init__(self, accepted: socket.socket, *, longest_data_pdu: int, timeout: float) -> None:
+        super().__init__(fileno=accepted.detach())
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.settimeout(timeout)
+        self._longest_data_pdu = longest_data_pdu
+        self._timeout = timeout
+        self._head = b""
+        self._missing = 0  # bytes of the current PDU after its head
+        self._deadline = 0.0
+        self._refused = False
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As socket.recv. The end of the stream once a PDU was refused; TimeoutError for one that takes too long."""
+        if self._refused:
+            return b""
+        if (self._missing or self._head) and time.monotonic() > self._deadline:
+            log.warning("connection cut", reason="PDU not complete within node.network_timeout")
+            raise TimeoutError("the PDU was not complete in time")
+        if self._missing:
+            data = super().recv(min(size, self._missing), flags)
+            self._missing -= len(data)
+            return data
+        return self._begin(super().recv(min(size, _PDU_HEAD_BYTES - len(self._head)), flags))
+
+    def cut(self) -> None:
+        """End the connection, whoever waits for it."""
+        with contextlib.suppress(OSError):  # it may be closed already
+            self.shutdown(socket.SHUT_RDWR)
+
+    def _begin(self, data: bytes) -> bytes:
+        if not self._head:
+            self._deadline = time.monotonic() + self._timeout
+        self._head += data
+        if len(self._head) < _PDU_HEAD_BYTES:
+            return data
+        kind, length = struct.unpack(">BxL", self._head)
+        longest = self._longest_data_pdu if kind == _P_DATA else _LONGEST_OTHER_PDU_BYTES
+        if kind not in _PDU_TYPES or length > longest:
+            log.warning("connection refused", reason="no PDU" if kind not in _PDU_TYPES else "PDU too long")
+            self._refused = True
+            return _NO_PDU[-len(data) :]
+        self._head, self._missing = b"", length
+        return data
+
+
+def _wait_until_none(server: _Server, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while server.active_associations and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,262 @@
+"""When a study is complete, and what is to be done with it then.
+
+A study is closed when no instance came for its quiet period. The revision's file is written first; the rows of the
+revision and of its units follow in one transaction, and the units are queued last. Whatever a killed process leaves
+of this is finished at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from stepwedge import metrics
+from stepwedge.dicom.spool import InstanceSpool
+from stepwedge.manifest import Package, selects
+from stepwedge.records import State
+from stepwedge.settings import Completeness
+from stepwedge.store import Revision, Store, StoredInstance, Study, Unit, unit_id
+
+log = structlog.get_logger()
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RevisionFile:
+    """What ``revision-<n>.json`` says: the instances, and the units of work that were made of them."""
+
+    revision: Revision
+    units: tuple[Unit, ...]
+
+
+class StudyCloser:
+    """Closes complete studies and queues their units of work. One per spool; not for several threads.
+
+    Parameters
+    ----------
+    models
+        The packages that run here. A unit of work is made for each that selects an instance.
+    is_sending
+        Whether an association is open that has sent to this study.
+    enqueue
+        Puts a unit into the durable queue; doing so again must do nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Completeness,
+        spool: InstanceSpool,
+        store: Store,
+        models: Sequence[Package],
+        is_sending: Callable[[str], bool],
+        enqueue: Callable[[Unit], None],
+    ) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._store = store
+        self._models = tuple(models)
+        self._is_sending = is_sending
+        self._enqueue = enqueue
+        self._seen: dict[str, tuple[float, float]] = {}
+        self._to_queue: dict[str, Unit] = {}
+
+    def recover(self) -> None:
+        """Finish what a killed process left: index what is on disk only, and queue what may not be queued."""
+        added = self._spool.reconcile()
+        restored = restore_revisions(self._spool, self._store)
+        self._to_queue |= {unit.unit: unit for unit in self._store.units(states=[State.QUEUED])}
+        log.info("spool reconciled", instances=added, revisions=restored, units_to_queue=len(self._to_queue))
+
+    def run(self, stop: threading.Event) -> None:
+        """Look for complete studies until asked to stop."""
+        while not stop.wait(self._settings.poll_seconds):
+            try:
+                self._spool.free_bytes()
+                self._spool.index_pending()
+                self.close_complete(time.time(), time.monotonic())
+            except Exception as error:  # noqa: BLE001 - the edge of the role: recorded, and tried again at the next look
+                log.error("looking for complete studies failed", error=type(error).__name__)
+
+    def close_complete(self, now: float, monotonic: float) -> list[Unit]:
+        """Close every study that is complete, and queue the units; the new ones are returned.
+
+        Parameters
+        ----------
+        now
+            Seconds since 1970, against which instances were stamped.
+        monotonic
+            Seconds on a clock that is never set. It counts where the other was set back, so that no study waits
+            for a time that does not come.
+        """
+        made: list[Unit] = []
+        studies = self._store.open_studies()
+        self._seen = {study.study: self._first_seen(study, monotonic) for study in studies}
+        for study in studies:
+            waited = max(now - study.last_instance_at, monotonic - self._seen[study.study][1])
+            try:
+                made += self._close_if_complete(study, now, waited)
+            except (OSError, SQLAlchemyError) as error:
+                # The disk or the database: other studies may go through, and this one is tried again.
+                log.error("study cannot be closed", study=study.study, error=type(error).__name__)
+        self._to_queue |= {unit.unit: unit for unit in made}
+        self._queue_units()
+        return made
+
+    def _first_seen(self, study: Study, monotonic: float) -> tuple[float, float]:
+        """The latest instance's time, and when this process first saw it."""
+        seen = self._seen.get(study.study)
+        return seen if seen and seen[0] == study.last_instance_at else (study.last_instance_at, monotonic)
+
+    def _close_if_complete(self, study: Study, now: float, waited: float) -> list[Unit]:
+        if waited < self._shortest_quiet():
+            return []
+        contents = self._store.count_contents(study.study)
+        instances = self._store.instances(study.study)
+        if waited < self._quiet_seconds(instances):
+            return []
+        if waited < self._settings.open_association_seconds and self._is_sending(study.study):
+            return []
+        written = self._revision_of(study, [item for item in instances if item.routed], now)
+        if isinstance(written, str):
+            if self._store.close_study(study, None, contents=contents):
+                metrics.STUDIES_COMPLETED.labels(written).inc()
+                log.info("study complete", study=study.study, routing=written, instances=len(instances))
+            return []
+        write_revision(self._spool, written)
+        if not self._store.close_study(study, written.revision, written.units, contents=contents):
+            return []  # an instance came in between; the file is written again when the study is quiet
+        metrics.STUDIES_COMPLETED.labels("routed").inc()
+        log.info(
+            "study complete",
+            study=study.study,
+            routing="routed",
+            revision=written.revision.revision,
+            instances=len(instances),
+            routed=len(written.revision.paths),
+            units=[unit.unit for unit in written.units],
+        )
+        return list(written.units)
+
+    def _revision_of(self, study: Study, routed: Sequence[StoredInstance], now: float) -> RevisionFile | str:
+        """The study's next revision, or why there is none: not_routed or unchanged."""
+        chosen = [
+            package.digest
+            for package in self._models
+            if any(selects(package.manifest, modality=item.modality, has_pixels=True) for item in routed)
+        ]
+        if not chosen:
+            return "not_routed"
+        paths = tuple(item.path for item in routed)
+        last = self._store.revision(study.study, study.revision)
+        if last is not None and set(last.paths) == set(paths):
+            return "unchanged"
+        revision = Revision(
+            study=study.study,
+            revision=study.revision + 1,
+            closed_at=now,
+            last_instance_at=study.last_instance_at,
+            paths=paths,
+        )
+        units = tuple(
+            Unit(
+                unit=unit_id(study.study, revision.revision, package.digest),
+                study=study.study,
+                revision=revision.revision,
+                model_name=package.manifest.name,
+                model_digest=package.digest,
+                created_at=now,
+                last_instance_at=study.last_instance_at,
+            )
+            for package in self._models
+            if package.digest in chosen
+        )
+        return RevisionFile(revision=revision, units=units)
+
+    def _quiet_seconds(self, instances: Iterable[StoredInstance]) -> float:
+        """The longest quiet period of the modalities in a study."""
+        by_modality = {name.upper(): value for name, value in self._settings.quiet_seconds_by_modality.items()}
+        default = self._settings.quiet_seconds
+        return max((by_modality.get(item.modality, default) for item in instances), default=default)
+
+    def _shortest_quiet(self) -> float:
+        return min((self._settings.quiet_seconds, *self._settings.quiet_seconds_by_modality.values()))
+
+    def _queue_units(self) -> None:
+        for unit in list(self._to_queue.values()):
+            try:
+                self._enqueue(unit)
+            except Exception as error:  # noqa: BLE001 - whatever the queue raises: the unit is kept and tried again
+                log.error("unit cannot be queued", unit=unit.unit, error=type(error).__name__)
+                return
+            del self._to_queue[unit.unit]
+
+
+def write_revision(spool: InstanceSpool, written: RevisionFile) -> None:
+    """Write a revision's file beside the instances. Raises OSError."""
+    values = {
+        "schema": _SCHEMA,
+        "revision": asdict(written.revision) | {"paths": list(written.revision.paths)},
+        "units": [
+            {"unit": unit.unit, "model_name": unit.model_name, "model_digest": unit.model_digest}
+            for unit in written.units
+        ],
+    }
+    path = spool.study_folder(written.revision.study) / f"revision-{written.revision.revision}.json"
+    spool.write_beside(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_revision(file: Path) -> RevisionFile:
+    """Read a revision's file; its units are as they were when it was closed. Raises OSError, ValueError or KeyError."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if values["schema"] != _SCHEMA:
+        raise ValueError(f"{file.name} has schema {values['schema']}, this version reads {_SCHEMA}")
+    revision = Revision(**(values["revision"] | {"paths": tuple(values["revision"]["paths"])}))
+    units = tuple(
+        Unit(
+            **item,
+            study=revision.study,
+            revision=revision.revision,
+            created_at=revision.closed_at,
+            last_instance_at=revision.last_instance_at,
+        )
+        for item in values["units"]
+    )
+    return RevisionFile(revision=revision, units=units)
+
+
+def restore_revisions(spool: InstanceSpool, store: Store) -> int:
+    """Index the revisions whose files the index lacks, their units as queued where they are not there yet.
+
+    Units come before their revision, so that a process killed in between does this again. The study is left open: it
+    closes by itself if it has no more instances than its last revision.
+    """
+    known = store.revision_keys()
+    restored = 0
+    for file in sorted(spool.study_files("revision-*.json")):
+        number = file.stem.removeprefix("revision-")
+        if number.isdigit() and (file.parent.name, int(number)) in known:
+            continue
+        try:
+            found = read_revision(file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error("revision cannot be read", study=file.parent.name, error=type(error).__name__)
+            continue
+        study = store.study(found.revision.study)
+        if study is None:
+            log.error("revision of a study without instances", study=file.parent.name)
+            continue
+        for unit in found.units:
+            store.restore_unit(unit)
+        last = max(study.revision, found.revision.revision)
+        store.restore_study(replace(study, revision=last, open=True), [found.revision])
+        restored += 1
+    return restored

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,8 @@ class Service:
 
     def kill(self, role: str) -> None:
         """SIGKILL to a role, with everything that it started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid(role), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def status(self) -> dict[str, Any]:
         output = subprocess.run(

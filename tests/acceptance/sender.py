@@ -1,0 +1,82 @@
+"""A modality: makes small studies for the tiny package and sends them as a PACS would, again until acknowledged."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
+from stepwedge.simulate import wrap_image
+
+from service import PATIENCE_SECONDS
+
+BRIGHT, MIDDLE, DARK = 0.75, 0.5, 0.25  # what the tiny package acts on, leaves to a person, and clears
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A study of one image."""
+
+    study_uid: str
+    file: Path
+
+
+def make_study(folder: Path, number: int, brightness: float = BRIGHT, study_uid: str | None = None) -> Sent:
+    """A DX image whose mean is ``brightness`` of its range, with an invented patient."""
+    rng = np.random.default_rng(number)
+    texture = rng.normal(0, 0.08, (96, 80)).astype(np.float32)
+    pixels = np.clip(brightness + texture - texture.mean(), 0, 1)
+    dataset = wrap_image(
+        pixels, modality="DX", age_years=4, patient_name=f"Invented^Patient {number:03}", rows=96, columns=80
+    )
+    if study_uid is not None:
+        dataset.StudyInstanceUID = study_uid
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"study-{number:03}-{dataset.SOPInstanceUID[-6:]}.dcm"
+    dataset.save_as(file, enforce_file_format=True)
+    return Sent(str(dataset.StudyInstanceUID), file)
+
+
+def send_once(port: int, file: Path, *, caller: str = "MODALITY") -> int | None:
+    """C-STORE; the status, or None if there was no answer."""
+    dataset = pydicom.dcmread(file)
+    application = AE(ae_title=caller)
+    application.connection_timeout = application.acse_timeout = application.dimse_timeout = 10
+    application.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    association = application.associate("127.0.0.1", port, ae_title="STEPWEDGE")
+    if not association.is_established:
+        return None
+    try:
+        answer = association.send_c_store(dataset)
+        return int(answer.Status) if "Status" in answer else None
+    except (ValueError, RuntimeError):
+        return None  # the association went away
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def send(port: int, file: Path) -> None:
+    """Send until it is acknowledged."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while send_once(port, file) != 0:
+        if time.monotonic() > deadline:
+            raise AssertionError("the node does not acknowledge")
+        time.sleep(0.3)
+
+
+def echo(port: int) -> bool:
+    """Whether the node answers a C-ECHO."""
+    application = AE(ae_title="MODALITY")
+    application.connection_timeout = 5
+    application.add_requested_context(Verification)
+    association = application.associate("127.0.0.1", port, ae_title="STEPWEDGE")
+    if not association.is_established:
+        return False
+    answer = association.send_c_echo()
+    association.release()
+    return "Status" in answer and answer.Status == 0

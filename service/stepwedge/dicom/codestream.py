@@ -20,6 +20,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from openjpeg.utils import decode_pixel_data as decode_jpeg_2000
 from PIL import Image as Pillow
 from pydicom import uid
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from rle.utils import decode_pixel_data as decode_rle
 
 from stepwedge.errors import DecodeError
@@ -49,6 +51,9 @@ FOREIGN_ERRORS = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
+    BytesLengthException,
+    InvalidDicomError,
 )
 
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
@@ -276,8 +281,11 @@ def _rle(stream: bytes, rows: int, columns: int, bits_allocated: int) -> Samples
         raise DecodeError("pixel_data_truncated", "an RLE segment begins after the end of the pixel data")
     try:
         decoded = decode_rle(stream, version=2, rows=rows, columns=columns, bits_allocated=bits_allocated)
-    except FOREIGN_ERRORS:
-        raise _undecodable("the RLE frame is damaged") from None
+    except BaseException as error:
+        # Where a segment overruns the decoder panics, which PyO3 raises as a BaseException that cannot be imported.
+        if isinstance(error, FOREIGN_ERRORS) or type(error).__name__ == "PanicException":
+            raise _undecodable("the RLE frame is damaged") from None
+        raise
     values = np.frombuffer(decoded, f"<u{size}")
     if values.size != rows * columns:
         raise DecodeError("pixel_data_truncated", "the RLE frame holds fewer pixels than the header says")

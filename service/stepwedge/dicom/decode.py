@@ -30,7 +30,6 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 
 from stepwedge.dicom import codestream
@@ -147,7 +146,7 @@ def read_dataset(source: Path | bytes, *, maximum_bytes: int = DEFAULT_MAXIMUM_B
         _check_inflated(content, _INFLATED_PER_DECODED * maximum_bytes)
     try:
         dataset = pydicom.dcmread(io.BytesIO(content), force=bare)
-    except (*FOREIGN_ERRORS, InvalidDicomError, zlib.error):
+    except FOREIGN_ERRORS:
         raise UnusableInstanceError("not_dicom", "the object cannot be parsed as DICOM") from None
     if len(dataset) == 0:
         raise UnusableInstanceError("not_dicom", "the object holds no DICOM element")
@@ -169,7 +168,7 @@ def _plausible_start(content: bytes) -> bool:
 
 def _check_inflated(content: bytes, limit: int) -> None:
     """Raise DecodeError if a deflated data set (PS3.5 section A.5) is larger than ``limit`` bytes inflated."""
-    if content[132:138] != b"\x02\x00\x00\x00UL":
+    if content[132:138] != b"\x02\x00\x00\x00UL" or len(content) < 144:
         return
     (group_length,) = struct.unpack_from("<I", content, 140)
     start = 144 + group_length
@@ -233,7 +232,7 @@ def _value(dataset: Dataset, keyword: str) -> Any:
     """The first value of an attribute, or None where there is none that can be read."""
     try:
         value = dataset.get(keyword)
-    except (*FOREIGN_ERRORS, NotImplementedError):
+    except FOREIGN_ERRORS:
         return None
     if isinstance(value, MultiValue | list | tuple):
         value = value[0] if len(value) else None
@@ -381,7 +380,7 @@ def decode(dataset: Dataset, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -> I
     quieten_pydicom()
     try:
         return _decode(dataset, maximum_bytes)
-    except (*FOREIGN_ERRORS, NotImplementedError) as error:
+    except FOREIGN_ERRORS as error:
         # A malformed header can fail in more ways than can be listed; its values stay out of the message.
         raise _undecodable(f"the header contradicts itself ({type(error).__name__})") from None
 
@@ -559,7 +558,7 @@ def _integers(dataset: Dataset, keyword: str) -> NDArray[np.int64] | None:
     """All values of an attribute of VR US, SS or OW, which an implicit VR may have left as bytes."""
     try:
         value = dataset.get(keyword)
-    except (*FOREIGN_ERRORS, NotImplementedError):
+    except FOREIGN_ERRORS:
         return None
     if value is None or isinstance(value, str | Dataset):
         return None
@@ -609,7 +608,7 @@ def _lookup_table(item: Dataset, *, signed: bool) -> tuple[int, FloatArray]:
         first += 65536
     try:
         raw = item.get("LUTData")
-    except (*FOREIGN_ERRORS, NotImplementedError):
+    except FOREIGN_ERRORS:
         raw = None
     if isinstance(raw, bytes) and bits <= 8 and entries <= len(raw) < 2 * entries:
         table = np.frombuffer(raw, np.uint8).astype(np.float32)
@@ -666,7 +665,7 @@ def read_image_file(path: Path, *, maximum_bytes: int = DEFAULT_MAXIMUM_BYTES) -
             return _grey(ImageOps.exif_transpose(picture), inverted=inverted)
     except Pillow.DecompressionBombError:
         raise DecodeError("pixel_data_too_large", "the picture is larger than can be read") from None
-    except (*FOREIGN_ERRORS, zlib.error):
+    except FOREIGN_ERRORS:
         raise _undecodable("the file cannot be read as PNG, JPEG or TIFF") from None
 
 

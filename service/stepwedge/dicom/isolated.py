@@ -1,9 +1,9 @@
-"""Decodes one JPEG Lossless or 12-bit JPEG Extended codestream from standard input to standard output, in a process of its own.
+"""Decodes one JPEG Lossless or 12-bit JPEG Extended codestream, from standard input to standard output.
 
 GDCM is the only permissively licensed decoder of these here, and it calls ``abort`` on some malformed streams.
-``codestream.py`` therefore runs this file as a program: ``python isolated.py SYNTAX ROWS COLUMNS PRECISION MEMORY``,
-with the codestream's own figures and the most bytes of address space that it may take. Nothing but GDCM is imported,
-so that a start costs a tenth of a second.
+``codestream.py`` therefore runs this file as a program of its own,
+``python isolated.py SYNTAX ROWS COLUMNS PRECISION MEMORY``, with the codestream's figures and the most bytes of address
+space that it may take. Nothing but GDCM is imported, so that a start costs a tenth of a second.
 """
 
 from __future__ import annotations

@@ -101,6 +101,8 @@ def _configured(options: argparse.Namespace, role: str) -> Settings:
     """The settings, with the log of this process set up by them."""
     from stepwedge import logs
 
+    # What is written belongs to the operator alone: it holds patient data.
+    os.umask(0o077)
     if options.config is not None:
         # The roles that we start, and BentoML's processes, read the same file.
         os.environ[CONFIG_VARIABLE] = str(options.config.resolve())

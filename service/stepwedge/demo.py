@@ -25,7 +25,7 @@ import yaml
 from PIL import Image as Pillow
 from pynetdicom import AE, _config, evt
 from pynetdicom.presentation import StoragePresentationContexts
-from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage  # type: ignore[attr-defined]
+from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage
 from rich.console import Console
 from rich.table import Table
 
@@ -177,7 +177,7 @@ def _write_settings(folder: Path, receiver_port: int) -> Settings:
     values = {
         "data_dir": "data",
         "node": {"port": dicom, "allowed_callers": [_CALLER]},
-        "completeness": {"quiet_seconds": _QUIET_SECONDS, "quiet_seconds_by_modality": {}},
+        "completeness": {"quiet_seconds": _QUIET_SECONDS, "quiet_seconds_by_modality": {"CT": _QUIET_SECONDS}},
         "http": {"port": http},
         "inference": {"port": inference},
         "spool": {"reserve_bytes": 0},

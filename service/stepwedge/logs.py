@@ -28,7 +28,7 @@ def configure(settings: Log, role: str) -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     processors: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _with_role(role),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -42,4 +42,13 @@ def configure(settings: Log, role: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(role=role)
+
+
+def _with_role(role: str) -> structlog.typing.Processor:
+    """Name the role in every line, whichever thread writes it."""
+
+    def add(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.setdefault("role", role)
+        return event
+
+    return add

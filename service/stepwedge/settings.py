@@ -278,9 +278,19 @@ def _check_exposure(settings: Settings) -> None:
         )
 
 
+_INTRODUCTION = (
+    "# Settings",
+    "",
+    "Printed by `stepwedge settings`. One YAML file (`--config`, or `STEPWEDGE_CONFIG`), overridden by environment",
+    "variables. Entries of a mapping, such as `completeness.quiet_seconds_by_modality`, are added to its defaults. Lists",
+    "of models and destinations come from the file, or as JSON from `STEPWEDGE_MODELS` and `STEPWEDGE_DESTINATIONS`.",
+    "",
+)
+
+
 def reference() -> str:
-    """The reference of all settings as a Markdown table."""
-    lines = ["| setting | environment variable | default | meaning |", "|---|---|---|---|"]
+    """The reference of all settings as a Markdown page."""
+    lines = [*_INTRODUCTION, "| setting | environment variable | default | meaning |", "|---|---|---|---|"]
     for name, info in _walk(Settings, ""):
         default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
         variable = f"`{PREFIX}{name.replace('.', '__').upper()}`" if "[]" not in name else ""

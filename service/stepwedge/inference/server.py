@@ -482,6 +482,8 @@ def _run_bentoml(settings: Inference, home: Path) -> int:
         # Not a StepwedgeError either: the port may become free.
         log.error("cannot_listen", host=settings.host, port=settings.port, error=str(error))
         return 1
+    except bentoml.exceptions.BentoMLException as error:
+        raise SettingsError(f"inference: BentoML does not start: {error}") from error
     failure = home / _FAILURE
     if failure.is_file():
         raise EngineError(failure.read_text(encoding="utf-8"))

@@ -282,8 +282,9 @@ _INTRODUCTION = (
     "# Settings",
     "",
     "Printed by `stepwedge settings`. One YAML file (`--config`, or `STEPWEDGE_CONFIG`), overridden by environment",
-    "variables. Entries of a mapping, such as `completeness.quiet_seconds_by_modality`, are added to its defaults. Lists",
-    "of models and destinations come from the file, or as JSON from `STEPWEDGE_MODELS` and `STEPWEDGE_DESTINATIONS`.",
+    "variables. Entries of a mapping, such as `completeness.quiet_seconds_by_modality`, are added to its defaults.",
+    "Lists of models and destinations come from the file, or as JSON from `STEPWEDGE_MODELS` and",
+    "`STEPWEDGE_DESTINATIONS`.",
     "",
 )
 

@@ -18,7 +18,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 
 from stepwedge.dicom import codestream
 from stepwedge.dicom.codestream import FOREIGN_ERRORS
@@ -54,6 +53,7 @@ DECODABLE_TRANSFER_SYNTAXES: tuple[str, ...] = (
 
 DEFAULT_MAXIMUM_BYTES = 536_870_912  # that of the setting worker.maximum_decoded_bytes
 _FLOAT_BYTES = np.dtype(np.float32).itemsize
+_LARGEST_VALUE = 1e30  # after rescale: differences and sums of two such values still fit float32
 
 _MAXIMUM_AGE_YEARS = 130.0
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY]?)\s*", re.IGNORECASE)
@@ -234,7 +234,7 @@ def _value(dataset: Dataset, keyword: str) -> Any:
         value = dataset.get(keyword)
     except FOREIGN_ERRORS:
         return None
-    if isinstance(value, MultiValue | list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = value[0] if len(value) else None
     return value
 
@@ -580,18 +580,16 @@ def _modality_values(
         first, table = _lookup_table(item, signed=low < 0)
         index = np.clip(stored.astype(np.int64) - first, 0, table.size - 1)
         return table[index], (float(table.min()), float(table.max()))
-    pixels = stored.astype(np.float32)
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
-    if slope == 0:
-        raise _undecodable("the rescale slope is 0")
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    if slope == 0 or not all(abs(end) < _LARGEST_VALUE for end in ends):
+        raise _undecodable("rescale slope and intercept leave no grey scale that can be represented")
+    pixels = stored.astype(np.float32)
     if slope != 1:
         pixels *= np.float32(slope)
     if intercept != 0:
         pixels += np.float32(intercept)
-    ends = sorted((low * slope + intercept, high * slope + intercept))
-    if not all(abs(end) < np.finfo(np.float32).max for end in ends):
-        raise _undecodable("rescale slope and intercept lead beyond what can be represented")
     return pixels, (ends[0], ends[1])
 
 

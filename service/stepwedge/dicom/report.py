@@ -36,7 +36,7 @@ from stepwedge.dicom.context import (
 )
 from stepwedge.dicom.identifiers import device_uid, result_uid
 from stepwedge.dicom.picture import picture_object
-from stepwedge.dicom.texts import element_text, element_values
+from stepwedge.dicom.texts import element_count, element_text, element_values
 from stepwedge.records import Decision, Finding, FloatArray, State, UnitResult, Verdict
 from stepwedge.settings import Report
 
@@ -289,8 +289,8 @@ def _descriptors(item: Dataset) -> Iterable[Any]:
     modality = element_text(item, "Modality")
     yield sr.CodeContentItem(name=codes.DCM.Modality, value=_modality(modality), relationship_type=context)
     for name, keyword in ((codes.DCM.PixelDataRows, "Rows"), (codes.DCM.PixelDataColumns, "Columns")):
-        size = item.get(keyword)
-        if isinstance(size, int):
+        size = element_count(item, keyword)
+        if size is not None:
             yield sr.NumContentItem(name=name, value=size, unit=_PIXELS, relationship_type=context)
     if modality not in _RADIOGRAPHY:
         return

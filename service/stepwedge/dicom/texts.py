@@ -27,7 +27,6 @@ _MISSPELT_2022 = re.compile(r"ISO.2022.IR.?(\d+)")
 _ESCAPE = b"\x1b"
 # These codecs want the escape sequence itself; the others want it removed.
 _CODECS_WITH_ESCAPES = frozenset({"iso2022_jp", "iso2022_jp_2"})
-_KEPT_CONTROLS = frozenset("\r\n\f\t")
 
 
 def element_text(dataset: Dataset, keyword: str) -> str:
@@ -48,13 +47,28 @@ def element_text(dataset: Dataset, keyword: str) -> str:
     else:
         values = value if isinstance(value, MultiValue | list | tuple) else [value]
         text = "\\".join(_converted(item, declared) for item in values if item is not None)
-    return "".join(c for c in text if c in _KEPT_CONTROLS or unicodedata.category(c) != "Cc").strip(" ")
+    return "".join(c for c in text if unicodedata.category(c) != "Cc").strip(" ")
 
 
 def element_values(dataset: Dataset, keyword: str) -> list[str]:
     """The values of an element as texts; empty when missing or empty."""
     text = element_text(dataset, keyword)
     return [value.strip() for value in text.split("\\")] if text else []
+
+
+def element_count(dataset: Dataset, keyword: str) -> int | None:
+    """The value of an element of VR US; None when missing or not of two bytes."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    if tag not in dataset:
+        return None
+    element: Any = dataset.get_item(tag)
+    value = element.value
+    if isinstance(element, RawDataElement):
+        if value is None or len(value) != 2:
+            return None
+        return int.from_bytes(value, "little" if element.is_little_endian else "big")
+    return value if isinstance(value, int) else None
 
 
 def decoded(value: bytes, declared: Sequence[str]) -> str:

@@ -1,0 +1,153 @@
+"""Sending results to a PACS: a Storage SCU (PS3.4 annex B)."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pynetdicom import AE, _config, build_context, evt
+
+from stepwedge.errors import DeliveryError
+from stepwedge.settings import Destination
+
+log = structlog.get_logger()
+
+# pynetdicom formats every message, identifiers included, for its log.
+_config.LOG_HANDLER_LEVEL = "none"
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+# Send a file's bytes as they lie on disk: read and encoded again they might differ from what was sent before.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+_SUCCESS = 0x0000
+_WARNINGS = range(0xB000, 0xC000)  # stored, though not as sent (PS3.4 section B.2.3)
+_MEANINGS = {  # PS3.4 table B.2-1, PS3.7 annex C
+    0x0122: "SOP class not supported",
+    0x0124: "not authorised",
+    0xA700: "out of resources",
+    0xA900: "data set does not match SOP class",
+    0xC000: "cannot understand",
+}
+
+
+class DicomSink:
+    """A destination that takes results by C-STORE."""
+
+    def __init__(self, destination: Destination, *, calling_ae: str) -> None:
+        self._destination = destination
+        self._calling_ae = calling_ae
+
+    def send(self, files: list[Path]) -> None:
+        """Send DICOM files; all are stored when this returns. Raises DeliveryError."""
+        send(self._destination, self._calling_ae, files)
+
+
+def send(destination: Destination, calling_ae: str, files: Sequence[Path]) -> None:
+    """Send DICOM files over one association, byte by byte as they are; all are stored when this returns.
+
+    A status of warning (0xBxxx) counts as stored. Sending the same files again does no harm: their UIDs are the same.
+
+    Raises
+    ------
+    DeliveryError
+        If the node cannot be reached, refuses, breaks off, does not answer in time, or answers with a failure for
+        any of the files. The message names the destination and the status, and no identifier.
+    """
+    if not files:
+        return
+    kinds = [_kind_of(file, destination) for file in files]
+    association = _associate(destination, calling_ae, list(dict.fromkeys(kinds)))
+    try:
+        for index, file in enumerate(files, start=1):
+            _store(association, destination, file, f"object {index} of {len(files)}")
+    except BaseException:
+        association.abort()
+        raise
+    # All is stored; whether the farewell is heard does not matter.
+    association.release()
+
+
+def _kind_of(file: Path, destination: Destination) -> tuple[str, str]:
+    """SOP class and transfer syntax of a file."""
+    try:
+        meta = read_file_meta_info(file)
+        return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+    except OSError as error:
+        raise DeliveryError(f"{_name(destination)}: a result's file cannot be read: {error.strerror}") from None
+    except (InvalidDicomError, AttributeError, EOFError, ValueError):
+        raise DeliveryError(f"{_name(destination)}: a result's file is not a DICOM file; restore it") from None
+
+
+def _associate(destination: Destination, calling_ae: str, kinds: Sequence[tuple[str, str]]) -> Any:
+    """An association with an accepted presentation context for every kind of object."""
+    entity = AE(ae_title=calling_ae)
+    entity.connection_timeout = destination.timeout_seconds
+    entity.acse_timeout = destination.timeout_seconds
+    entity.dimse_timeout = destination.timeout_seconds
+    entity.network_timeout = destination.timeout_seconds
+    try:
+        association = entity.associate(
+            destination.host,
+            destination.port,
+            # One transfer syntax a context, so that what is accepted is what the file is in.
+            contexts=[build_context(sop_class, [syntax]) for sop_class, syntax in kinds],
+            ae_title=destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, _do_not_delay)],
+        )
+    except OSError as error:
+        raise DeliveryError(f"{_name(destination)} cannot be found: {error.strerror}") from None
+    accepted = {(context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts}
+    refused = sorted({sop_class for sop_class, syntax in kinds if (sop_class, syntax) not in accepted})
+    if association.rejected_contexts or (association.is_established and refused):
+        association.abort()
+        raise DeliveryError(
+            f"{_name(destination)} does not take objects of SOP class {', '.join(refused)} in the transfer syntax that "
+            "they are in (Explicit VR Little Endian); let it accept that class"
+        )
+    if not association.is_established:
+        raise DeliveryError(f"{_name(destination)} {_why_not(association, calling_ae)}")
+    return association
+
+
+def _why_not(association: Any, calling_ae: str) -> str:
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        return (
+            f"refused the association (result {answer.result}, source {answer.result_source}, reason "
+            f"{answer.diagnostic}); let it accept the calling AE title {calling_ae}"
+        )
+    if association.is_aborted:
+        return "broke off, or did not answer, while the association was made"
+    return "does not answer at its address and port; see whether it runs"
+
+
+def _store(association: Any, destination: Destination, file: Path, which: str) -> None:
+    try:
+        answer = association.send_c_store(file)
+    except (RuntimeError, ValueError, OSError):
+        # pynetdicom raises these where the association has ended in the meantime; its messages quote identifiers.
+        raise DeliveryError(f"{_name(destination)} broke off before {which} was sent") from None
+    if "Status" not in answer:
+        raise DeliveryError(f"{_name(destination)} broke off, or gave no answer in time, for {which}")
+    status = int(answer.Status)
+    if status in _WARNINGS:
+        log.warning("stored_with_warning", destination=destination.name, status=f"0x{status:04X}")
+    elif status != _SUCCESS:
+        meaning = _MEANINGS.get(status) or _MEANINGS.get(status & 0xFF00) or _MEANINGS.get(status & 0xF000)
+        raise DeliveryError(
+            f"{_name(destination)} answered 0x{status:04X} for {which}" + (f": {meaning}" if meaning else "")
+        )
+
+
+def _do_not_delay(event: Any) -> None:
+    """Without this the kernel holds small packets back until the peer has acknowledged the ones before (Nagle)."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _name(destination: Destination) -> str:
+    return f"destination {destination.name} ({destination.ae_title} at {destination.host}:{destination.port})"

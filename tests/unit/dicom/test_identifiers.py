@@ -1,0 +1,64 @@
+"""UIDs and hashes are functions of what they stand for."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stepwedge.dicom.identifiers import derived_uid, device_uid, keyed_hash, result_uid, valid_uid
+
+PARTS = {
+    "node": "a" * 32,
+    "study_uid": "1.2.3",
+    "revision": 1,
+    "model_digest": "b" * 64,
+    "policy_digest": "c" * 64,
+    "kind": "sr",
+}
+
+
+def test_the_same_result_has_the_same_uid_for_ever() -> None:
+    assert result_uid(**PARTS) == "2.25.152934280937966020292998929165494416040"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_changes_the_uid(part: str) -> None:
+    other = 2 if part == "revision" else "1.2.4"
+    assert result_uid(**(PARTS | {part: other})) != result_uid(**PARTS)
+
+
+def test_parts_do_not_run_into_each_other() -> None:
+    assert derived_uid("a", "bc") != derived_uid("ab", "c")
+
+
+@given(st.text(), st.text())
+def test_a_derived_uid_is_a_valid_uuid_of_version_8(first: str, second: str) -> None:
+    uid = derived_uid(first, second)
+    number = uuid.UUID(int=int(uid.removeprefix("2.25.")))
+    assert valid_uid(uid)
+    assert number.variant == uuid.RFC_4122
+    assert number.version == 8
+
+
+def test_a_node_is_one_device() -> None:
+    assert device_uid("a") == device_uid("a") != device_uid("b")
+
+
+def test_a_keyed_hash_needs_the_key() -> None:
+    # RFC 4231 test case 2, cut to 128 bits
+    assert keyed_hash(b"Jefe", "what do ya want for nothing?") == "5bdcc146bf60754e6a042426089575c7"
+    assert keyed_hash(b"another", "1.2.3") != keyed_hash(b"key", "1.2.3")
+
+
+@pytest.mark.parametrize("uid", ["1.2", "0.0.0", "2.25.329800735698586629295641978511506172918", "1." + "2" * 62])
+def test_uids_are_valid(uid: str) -> None:
+    assert valid_uid(uid)
+
+
+@pytest.mark.parametrize(
+    "uid", ["", "1", "1.", ".1", "1..2", "1.02", "00.1", "1.a", "1.2 ", "1.2\n", "1.-2", "1." + "2" * 63, "1.²", "1.٣"]
+)
+def test_uids_are_not_valid(uid: str) -> None:
+    assert not valid_uid(uid)

@@ -20,7 +20,7 @@ from stepwedge.dicom.deliver import DicomSink
 from stepwedge.dicom.listener import Listener
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.dicom.studies import StudyCloser
-from stepwedge.errors import StepwedgeError
+from stepwedge.errors import SettingsError, StepwedgeError
 from stepwedge.identity import load_site
 from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
@@ -39,13 +39,13 @@ _DELETE_SECONDS = 3600.0  # between two deletions of old workflow records
 
 
 def load_models(settings: Settings) -> list[tuple[Package, Policy]]:
-    """Every configured package with its policy, verified. Raises PackageError or PolicyError."""
+    """Every configured package with its policy, verified. Raises SettingsError, PackageError or PolicyError."""
     models = []
     for model in settings.models:
         package = load_package(model.package)
         models.append((package, load_policy(model.policy, package.manifest)))
     if not models:
-        log.warning("no_models", message="settings name no models: studies are kept, and none is analysed")
+        raise SettingsError("models is empty: there is nothing to run; name a package and a policy in the settings")
     return models
 
 

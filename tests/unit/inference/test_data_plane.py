@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from stepwedge.errors import EngineError, InferenceUnavailableError, SettingsError
 from stepwedge.inference import server
 from stepwedge.inference.engine import CPU, OnnxEngine
-from stepwedge.inference.server import DataPlane, Turns, data_plane
+from stepwedge.inference.plane import DataPlane, Turns, data_plane
 from stepwedge.inference.wire import MILLISECONDS_HEADER, PRIORITY_HEADER, PROVIDER_HEADER, decode, encode
 from stepwedge.settings import Inference, Settings
 

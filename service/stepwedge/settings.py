@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as EnvironmentParseError
 
 from stepwedge.errors import SettingsError, describe_validation
 
@@ -251,6 +252,8 @@ def load_settings(path: Path | None = None) -> Settings:
         settings = Settings(**values)
     except ValidationError as error:
         raise SettingsError(describe_validation(where, error)) from None
+    except EnvironmentParseError as error:
+        raise SettingsError(f"environment: {error}; lists and mappings are given there as JSON") from None
     _check_exposure(settings)
     return settings
 

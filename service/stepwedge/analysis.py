@@ -19,8 +19,10 @@ import pydicom
 from pydantic import TypeAdapter
 
 from stepwedge import __version__
+from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
-from stepwedge.dicom.decode import decode, read_dataset, read_header
+from stepwedge.dicom.decode import decode
+from stepwedge.dicom.header import read_header
 from stepwedge.dicom.report import write_report
 from stepwedge.identity import Site
 from stepwedge.manifest import selects

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stepwedge.dicom.decode import decode, read_dataset, read_header, read_image_file
+from stepwedge.dicom.attributes import read_dataset
+from stepwedge.dicom.decode import decode
+from stepwedge.dicom.header import read_header
+from stepwedge.dicom.imagefile import read_image_file
 from stepwedge.errors import DecodeError, UnusableInstanceError
 from stepwedge.manifest import Package
 from stepwedge.pipeline import Case, Equipment, analyse_image

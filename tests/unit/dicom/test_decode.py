@@ -27,15 +27,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from stepwedge.dicom import codestream
-from stepwedge.dicom.decode import (
-    COLOUR_NOTE,
-    DECODABLE_TRANSFER_SYNTAXES,
-    decode,
-    parse_age,
-    read_dataset,
-    read_header,
-    read_image_file,
-)
+from stepwedge.dicom.attributes import read_dataset
+from stepwedge.dicom.decode import DECODABLE_TRANSFER_SYNTAXES, decode
+from stepwedge.dicom.header import parse_age, read_header
+from stepwedge.dicom.imagefile import COLOUR_NOTE, read_image_file
 from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
 
 LIMIT = 536_870_912  # bytes

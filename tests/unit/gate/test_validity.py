@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.decode import decode as decode_dataset
-from stepwedge.dicom.decode import read_dataset, read_header, read_image_file
+from stepwedge.dicom.header import read_header
+from stepwedge.dicom.imagefile import read_image_file
 from stepwedge.errors import DecodeError
 from stepwedge.gate.validity import NO_HEADER_NOTE, judge_header, judge_pixels, pixel_statistics
 from stepwedge.manifest import Input, IntendedUse

@@ -26,7 +26,7 @@ GOLDEN = "golden.npz"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CodedConcept(_Strict):

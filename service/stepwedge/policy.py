@@ -20,7 +20,7 @@ from stepwedge.records import Costs, PolicyReference
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FindingPolicy(_Strict):

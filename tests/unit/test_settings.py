@@ -137,6 +137,7 @@ class TestMistakes:
             ({"node": {"ae_title": "BACK\\SLASH"}}, "node.ae_title"),
             ({"node": {"allowed_callers": ["FINE", "ÜBER"]}}, "node.allowed_callers.1"),
             ({"completeness": {"quiet_seconds": -1}}, "completeness.quiet_seconds"),
+            ({"completeness": {"quiet_seconds": float("inf")}}, "completeness.quiet_seconds"),
             ({"worker": {"concurrency": 0}}, "worker.concurrency"),
             ({"worker": {"executor_id": "two words"}}, "worker.executor_id"),
             ({"inference": {"device": "tpu"}}, "inference.device"),

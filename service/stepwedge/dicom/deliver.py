@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,9 @@ def send(destination: Destination, calling_ae: str, files: Sequence[Path]) -> No
     if not files:
         return
     kinds = [_kind_of(file, destination) for file in files]
-    association = _associate(destination, calling_ae, list(dict.fromkeys(kinds)))
-    try:
+    with _association(destination, calling_ae, list(dict.fromkeys(kinds))) as association:
         for index, file in enumerate(files, start=1):
             _store(association, destination, file, f"object {index} of {len(files)}")
-    except BaseException:
-        association.abort()
-        raise
-    # All is stored; whether the farewell is heard does not matter.
-    association.release()
 
 
 def _kind_of(file: Path, destination: Destination) -> tuple[str, str]:
@@ -83,13 +78,19 @@ def _kind_of(file: Path, destination: Destination) -> tuple[str, str]:
         raise DeliveryError(f"{_name(destination)}: a result's file is not a DICOM file; restore it") from None
 
 
-def _associate(destination: Destination, calling_ae: str, kinds: Sequence[tuple[str, str]]) -> Any:
-    """An association with an accepted presentation context for every kind of object."""
+@contextmanager
+def _association(destination: Destination, calling_ae: str, kinds: Sequence[tuple[str, str]]) -> Iterator[Any]:
+    """An association with an accepted presentation context for every kind of object.
+
+    It is released at the end, or aborted where that came by an exception, and its socket is closed: pynetdicom leaves
+    it open where the peer broke off first.
+    """
     entity = AE(ae_title=calling_ae)
     entity.connection_timeout = destination.timeout_seconds
     entity.acse_timeout = destination.timeout_seconds
     entity.dimse_timeout = destination.timeout_seconds
     entity.network_timeout = destination.timeout_seconds
+    connections: list[socket.socket] = []
     try:
         association = entity.associate(
             destination.host,
@@ -97,33 +98,53 @@ def _associate(destination: Destination, calling_ae: str, kinds: Sequence[tuple[
             # One transfer syntax a context, so that what is accepted is what the file is in.
             contexts=[build_context(sop_class, [syntax]) for sop_class, syntax in kinds],
             ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _do_not_delay)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, _opened, [connections])],
         )
     except OSError as error:
         raise DeliveryError(f"{_name(destination)} cannot be found: {error.strerror}") from None
+    try:
+        _check_accepted(association, destination, calling_ae, kinds, connected=bool(connections))
+        yield association
+        # All is stored; whether the farewell is heard does not matter.
+        association.release()
+    finally:
+        if association.is_established:
+            association.abort()
+        association.kill()
+        for connection in connections:
+            connection.close()
+
+
+def _opened(event: Any, connections: list[socket.socket]) -> None:
+    connection = event.assoc.dul.socket.socket
+    # Without this the kernel holds small packets back until the peer has acknowledged those before (Nagle).
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connections.append(connection)
+
+
+def _check_accepted(
+    association: Any, destination: Destination, calling_ae: str, kinds: Sequence[tuple[str, str]], *, connected: bool
+) -> None:
+    """Raise DeliveryError unless every kind of object may be sent."""
+    if not connected:
+        raise DeliveryError(f"{_name(destination)} does not answer at its address and port; see whether it runs")
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        raise DeliveryError(
+            f"{_name(destination)} refused the association (result {answer.result}, source {answer.result_source}, "
+            f"reason {answer.diagnostic}); let it accept the calling AE title {calling_ae}"
+        )
     accepted = {(context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts}
     refused = sorted({sop_class for sop_class, syntax in kinds if (sop_class, syntax) not in accepted})
-    if association.rejected_contexts or (association.is_established and refused):
-        association.abort()
+    if refused and (association.is_established or association.rejected_contexts):
         raise DeliveryError(
             f"{_name(destination)} does not take objects of SOP class {', '.join(refused)} in the transfer syntax that "
             "they are in (Explicit VR Little Endian); let it accept that class"
         )
     if not association.is_established:
-        raise DeliveryError(f"{_name(destination)} {_why_not(association, calling_ae)}")
-    return association
-
-
-def _why_not(association: Any, calling_ae: str) -> str:
-    if association.is_rejected:
-        answer = association.acceptor.primitive
-        return (
-            f"refused the association (result {answer.result}, source {answer.result_source}, reason "
-            f"{answer.diagnostic}); let it accept the calling AE title {calling_ae}"
+        raise DeliveryError(
+            f"{_name(destination)} broke off, or did not answer in time, while the association was made"
         )
-    if association.is_aborted:
-        return "broke off, or did not answer, while the association was made"
-    return "does not answer at its address and port; see whether it runs"
 
 
 def _store(association: Any, destination: Destination, file: Path, which: str) -> None:
@@ -142,11 +163,6 @@ def _store(association: Any, destination: Destination, file: Path, which: str) -
         raise DeliveryError(
             f"{_name(destination)} answered 0x{status:04X} for {which}" + (f": {meaning}" if meaning else "")
         )
-
-
-def _do_not_delay(event: Any) -> None:
-    """Without this the kernel holds small packets back until the peer has acknowledged the ones before (Nagle)."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _name(destination: Destination) -> str:

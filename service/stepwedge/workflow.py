@@ -313,10 +313,9 @@ def _deliver(bench: Bench, name: str, destination: str) -> str:
     try:
         sink.send([item.path for item in published.objects])
     except DeliveryError as error:
-        attempts = bench.store.set_delivery(name, destination, "pending", at=time.time(), error=str(error))
-        metrics.DELIVERIES.labels(destination, "failed").inc()
-        log.warning("delivery_failed", unit=name, destination=destination, attempts=attempts, error=str(error))
-        return "pending"
+        return _try_again(bench.store, name, destination, str(error))
+    except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
+        return _try_again(bench.store, name, destination, f"internal error {type(error).__name__} at {_where(error)}")
     at = time.time()
     write_receipt(bench.settings, name, destination, at)
     bench.store.set_delivery(name, destination, "delivered", at=at)
@@ -325,6 +324,13 @@ def _deliver(bench: Bench, name: str, destination: str) -> str:
     metrics.TURNAROUND_SECONDS.labels(destination).observe(max(0.0, at - published.unit.last_instance_at))
     log.info("delivered", unit=name, destination=destination, objects=len(published.objects))
     return "delivered"
+
+
+def _try_again(store: Store, name: str, destination: str, error: str) -> str:
+    attempts = store.set_delivery(name, destination, "pending", at=time.time(), error=error)
+    metrics.DELIVERIES.labels(destination, "failed").inc()
+    log.warning("delivery_failed", unit=name, destination=destination, attempts=attempts, error=error)
+    return "pending"
 
 
 def _end(store: Store, unit: Unit, state: State, reasons: tuple[str, ...]) -> None:

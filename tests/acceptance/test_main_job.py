@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from peers import Orthanc, dcmtk, dicom_errors
@@ -30,6 +31,7 @@ def radiographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     for number, image in enumerate(chosen):
         dataset = wrap_image(
             image,
+            rng=np.random.default_rng(number),
             modality="DX" if number % 2 else "CR",
             age_years=1 + number % 5,
             patient_name=f"Radiograph^Child {number:02}",
@@ -121,7 +123,7 @@ def test_our_own_report_sent_back_to_us_starts_nothing(
 
 def test_metrics_tell_what_happened_and_name_nobody(service: Service, radiographs: list[Path]) -> None:
     text = service.get("/metrics")
-    assert 'stepwedge_instances_total{status="0x0000"}' in text
+    assert 'stepwedge_instances_total{status="0000"}' in text
     assert 'stepwedge_units_in_state{state="reported"}' in text
     assert 'stepwedge_deliveries_total{destination="pacs",outcome="delivered"}' in text
     everything = text + service.log()

@@ -103,13 +103,15 @@ def infer(case: Case, equipment: Equipment) -> Case:
     except InferenceRefusedError as error:
         return replace(case, failure=Reason(code="inference_refused", detail=str(error)))
     scores = outputs.get(manifest.output.scores)
-    embedding = outputs.get(manifest.output.embedding) if manifest.output.embedding else None
+    embedding = outputs.get(manifest.output.embedding) if manifest.output.embedding else np.empty((1, 0), np.float32)
     if scores is None or scores.shape != (1, len(manifest.output.classes)) or not np.isfinite(scores).all():
-        return replace(case, failure=Reason(code="model_output_invalid"), provider=provider)
+        return replace(case, failure=Reason(code="model_output_invalid", detail="scores"), provider=provider)
+    if embedding is None or embedding.shape[:1] != (1,) or not np.isfinite(embedding).all():
+        return replace(case, failure=Reason(code="model_output_invalid", detail="embedding"), provider=provider)
     return replace(
         case,
         class_outputs=scores[0],
-        embedding=() if embedding is None else tuple(float(value) for value in embedding[0].ravel()),
+        embedding=tuple(float(value) for value in embedding[0].ravel()),
         provider=provider,
     )
 

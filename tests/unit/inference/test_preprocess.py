@@ -151,8 +151,10 @@ class TestGeometry:
         assert np.array_equal(resized(pixels, spec(columns=48, fit=fit, resampling=resampling)), other)
 
     @settings(deadline=None)
-    @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["stretch", "crop", "pad"]))
-    def test_any_image_becomes_the_inputs_size(self, rows: int, columns: int, fit: str) -> None:
+    @given(st.integers(12, 300), st.integers(28, 300), st.sampled_from(["stretch", "crop", "pad"]))
+    def test_any_image_that_the_gate_finds_large_enough_becomes_the_inputs_size(
+        self, rows: int, columns: int, fit: str
+    ) -> None:
         fitted = resized(np.full((rows, columns), 0.5, np.float32), spec(rows=24, columns=56, fit=fit))
         assert fitted.shape == (24, 56)
         assert fitted.dtype == np.float32

@@ -31,6 +31,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics
+from stepwedge.dicom.attributes import quieten_pydicom
+from stepwedge.dicom.codestream import FOREIGN_ERRORS
 from stepwedge.dicom.encoded import (
     STATUS_CANNOT_UNDERSTAND,
     Identity,
@@ -104,6 +106,7 @@ class InstanceSpool:
 
     def prepare(self) -> None:
         """Make the folders and drop what a killed process left half-written. Before the first instance."""
+        quieten_pydicom()
         for folder in (self._incoming, self._studies, self._quarantine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for file in self._incoming.iterdir():
@@ -289,7 +292,8 @@ class InstanceSpool:
     def _is_ours(self, file: Path) -> bool:
         try:
             return self._is_own_result(pydicom.dcmread(file, stop_before_pixels=True))
-        except Exception as error:  # noqa: BLE001 - pydicom raises anything on foreign headers; ours are sound
+        except FOREIGN_ERRORS as error:
+            # It is none of ours: those are sound.
             log.warning("header cannot be read", instance=file.name.partition(".")[0], error=type(error).__name__)
             return False
 

@@ -13,6 +13,7 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from stepwedge.dicom.identifiers import derived_uid, device_uid, result_uid
@@ -143,7 +144,6 @@ def new_object(kind: str, sop_class_uid: str, result: UnitResult, source: Datase
     made.InstanceNumber = result.revision
     made.Modality = _MODALITIES[kind]
     made.SeriesDescription = _cut(series_description(result), _LONG_STRING)
-    made.Laterality = None  # of the whole patient
     created, offset = created_at(result, source)
     if offset:
         made.TimezoneOffsetFromUTC = offset
@@ -192,15 +192,20 @@ def is_own_result(dataset: Dataset) -> bool:
     """
     if element_text(dataset, "Manufacturer") != MANUFACTURER:
         return False
-    equipment = dataset.get("ContributingEquipmentSequence") or []
     return any(
         element_text(item, "Manufacturer") == MANUFACTURER
         and any(
             element_text(code, "CodeValue") == _PROCESSING_EQUIPMENT[0]
-            for code in item.get("PurposeOfReferenceCodeSequence") or []
+            for code in _items(item, "PurposeOfReferenceCodeSequence")
         )
-        for item in equipment
+        for item in _items(dataset, "ContributingEquipmentSequence")
     )
+
+
+def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+    """The items of a sequence; none where the element is missing or is no sequence."""
+    value = dataset.get(keyword)
+    return value if isinstance(value, DicomSequence) else []
 
 
 def _cut(text: str, length: int) -> str:
@@ -225,7 +230,6 @@ def _add_equipment(made: Dataset, result: UnitResult, node: NodeIdentity, create
     made.ManufacturerModelName = model
     made.DeviceSerialNumber = _cut(node.node, _LONG_STRING)
     made.SoftwareVersions = _cut(node.software_version, _LONG_STRING)
-    made.DeviceUID = device_uid(node.node)
     made.StationName = _cut(node.ae_title, _SHORT_STRING)
     if node.institution:
         made.InstitutionName = _cut(node.institution, _LONG_STRING)

@@ -1,16 +1,14 @@
-"""The identifiers that we make: UIDs of our objects, and keyed hashes of others' UIDs."""
+"""The UIDs that we make, and what a UID must look like."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import re
 
 # Components of digits, none with a leading zero (PS3.5 section 9.1).
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _UID_LENGTH = 64  # characters, PS3.5 section 9.1
-_HASH_LENGTH = 32  # hexadecimal characters: 128 bits
 
 
 def derived_uid(*parts: str) -> str:
@@ -37,11 +35,6 @@ def result_uid(*, node: str, study_uid: str, revision: int, model_digest: str, p
 def device_uid(node: str) -> str:
     """The UID of this node as a device."""
     return derived_uid("device", node)
-
-
-def keyed_hash(key: bytes, value: str) -> str:
-    """What stands for an identifier outside the node: HMAC-SHA-256, 32 hexadecimal characters."""
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:_HASH_LENGTH]
 
 
 def valid_uid(text: str) -> bool:

@@ -64,7 +64,8 @@ def picture_object(
     pixels = draw(result, picture, created=created, supersedes=predecessor.revision if predecessor else None)
     made.ConversionType = "WSD"
     made.ImageType = ["DERIVED", "SECONDARY"]
-    made.PatientOrientation = None  # the picture is no view of the patient
+    # The picture is no view of the patient: it has neither side nor orientation.
+    made.Laterality = made.PatientOrientation = None
     made.DerivationDescription = "Picture of the result of an AI model, for people to read"
     made.ImageComments = "\n".join(
         [*([wording.DEMONSTRATION] if result.policy.demonstration else []), *wording.summary_lines(result)]

@@ -362,3 +362,9 @@ def test_our_own_results_are_known_and_others_are_not(tmp_path: Path) -> None:
         assert not is_own_result(made)
     assert not is_own_result(source())
     assert not is_own_result(source(Manufacturer="Stepwedge"))
+
+
+def test_a_manufacturer_that_is_none_of_ours_stops_nothing() -> None:
+    header = source(Manufacturer="Stepwedge")
+    header.add_new("ContributingEquipmentSequence", "UN", b"\x00\x01")
+    assert not is_own_result(header)

@@ -206,16 +206,20 @@ class Store:
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        _meta.create_all(self._engine)
-        with self._engine.begin() as db:
+        with self._engine.connect() as db:
+            if self._engine.dialect.name == "sqlite":
+                # Roles that start together on a new machine make the tables one after the other.
+                db.exec_driver_sql("BEGIN IMMEDIATE")
+            _meta.create_all(db)
             version = db.execute(sa.select(_schema.c.version)).scalar()
             if version is None:
                 db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise StepwedgeError(
-                    f"{url}: the database has schema {version}, this version wants {SCHEMA_VERSION}; "
-                    "stop the service and run `stepwedge index rebuild`"
-                )
+            db.commit()
+        if version not in (None, SCHEMA_VERSION):
+            raise StepwedgeError(
+                f"{url}: the database has schema {version}, this version wants {SCHEMA_VERSION}; "
+                "stop the service and run `stepwedge index rebuild`"
+            )
 
     @classmethod
     def open_file(cls, file: Path) -> Store:
@@ -512,8 +516,8 @@ def _unit_row(unit: Unit) -> dict[str, Any]:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    # A lost last transaction is found again in the files, so a sync at each commit is not needed.
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA busy_timeout=15000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # A lost last transaction is found again in the files, so a sync at each commit is not needed.
+    cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()

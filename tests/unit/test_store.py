@@ -187,6 +187,27 @@ def test_the_index_survives_a_restart_and_is_shared_between_processes(tmp_path: 
     second.close()
 
 
+def test_roles_that_start_together_on_a_new_machine_make_the_tables_once(tmp_path: Path) -> None:
+    for attempt in range(5):
+        together = threading.Barrier(4)
+        failures: list[Exception] = []
+
+        def start(file: Path, together: threading.Barrier, failures: list[Exception]) -> None:
+            together.wait()
+            try:
+                Store.open_file(file).close()
+            except Exception as error:  # noqa: BLE001 - a thread's failure is the test's
+                failures.append(error)
+
+        arguments = (tmp_path / str(attempt) / "index.sqlite", together, failures)
+        threads = [threading.Thread(target=start, args=arguments) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+
 def test_threads_write_at_once_and_lose_nothing(store: Store) -> None:
     def add(part: int) -> None:
         for number in range(20):

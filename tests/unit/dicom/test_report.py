@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from measurement_report import ROWS, Row, children, code_of, codes, items_under, numbers, texts, violations
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.tag import Tag
 from results import NAMES, PREDECESSOR, finding, result, source, with_bytes, with_findings, written
 from stepwedge.dicom.report import is_own_result
 from stepwedge.dicom.wording import DEMONSTRATION
@@ -364,7 +365,9 @@ def test_our_own_results_are_known_and_others_are_not(tmp_path: Path) -> None:
     assert not is_own_result(source(Manufacturer="Stepwedge"))
 
 
-def test_a_manufacturer_that_is_none_of_ours_stops_nothing() -> None:
+@pytest.mark.parametrize("value", [None, b""])
+def test_a_manufacturer_of_the_same_name_without_our_mark_is_not_us(value: object) -> None:
     header = source(Manufacturer="Stepwedge")
-    header.add_new("ContributingEquipmentSequence", "UN", b"\x00\x01")
+    tag = Tag("ContributingEquipmentSequence")
+    header[tag] = DataElement(tag, "UN", value)
     assert not is_own_result(header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -165,6 +166,9 @@ def _predict(options: argparse.Namespace) -> int:
     if missing:
         raise StepwedgeError(f"{missing[0]}: no such file or folder")
     maximum_bytes = Worker().maximum_decoded_bytes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be text that the terminal can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     for file in find_files(options.paths):
         answer = predict_file(file, equipment, maximum_bytes=maximum_bytes)
         print(dump(answer) if options.json else as_line(answer), flush=True)  # noqa: T201

@@ -11,7 +11,7 @@ from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.dicom.imagefile import read_image_file
-from stepwedge.errors import DecodeError, UnusableInstanceError
+from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
 from stepwedge.manifest import Package
 from stepwedge.pipeline import Case, Equipment, analyse_image
 from stepwedge.policy import Policy
@@ -38,6 +38,11 @@ def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dic
 
     A plain image file (PNG, JPEG, TIFF) has no header: the intended use is not checked on it, and the answer's gate
     says so.
+
+    Raises
+    ------
+    StepwedgeError
+        If the file cannot be read.
     """
     try:
         result, _ = analyse_image(_case(file, maximum_bytes), equipment)
@@ -50,6 +55,8 @@ def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dic
             header=Header(),
             gate=GateVerdict(verdict=Verdict.REJECT, reasons=(reason,)),
         )
+    except OSError as error:
+        raise StepwedgeError(f"{file}: cannot be read: {error.strerror}") from None
     return as_json(file, result, equipment.package, equipment.policy)
 
 
@@ -95,8 +102,8 @@ def as_line(answer: dict[str, Any]) -> str:
 
 
 def dump(answer: dict[str, Any]) -> str:
-    """One line of JSON."""
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+    """One line of JSON, in ASCII: a file's name need not be text, and every terminal and pipe can carry it."""
+    return json.dumps(answer, allow_nan=False)
 
 
 def _case(file: Path, maximum_bytes: int) -> Case:

@@ -80,7 +80,7 @@ def is_beating(data_dir: Path, role: str) -> bool:
     """Whether a role has lately said that it is ready."""
     try:
         at = float(json.loads(_file(data_dir, role).read_text())["at"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return abs(time.time() - at) < STALE_SECONDS
 

@@ -26,6 +26,7 @@ from PIL import Image as Pillow
 from pynetdicom import AE, _config, evt
 from pynetdicom.presentation import StoragePresentationContexts
 from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,10 @@ _CALLER, _RECEIVER = "DEMO-SENDER", "DEMO-PACS"
 _QUIET_SECONDS = 2.0
 # Far more than any of it takes; a promise is not broken by a slow machine.
 _READY_SECONDS, _ANSWER_SECONDS, _STOP_SECONDS = 180.0, 180.0, 90.0
-_SEED = 20
+_WIDTH_IN_A_FILE = 120  # characters
+# Six typical children. Not every simulated child is typical: the model's card says how many it calls wrongly.
+_SEED = 21
+_COLOURS = {"reported": "green", "deferred": "yellow"}
 _UNDER_WAY = {"no answer", "waiting"}
 
 
@@ -67,7 +71,7 @@ class _Outcome:
     state: str = "no answer"
     reasons: str = ""
     findings: list[str] = field(default_factory=list)
-    thresholds: list[str] = field(default_factory=list)
+    decisions: dict[str, Decision] = field(default_factory=dict)
     seconds: float | None = None
     objects: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -86,13 +90,15 @@ class _Arrival:
 def run(folder: Path) -> int:
     """Run the demo in a folder, which it empties first. 0 if every promise was kept."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_IN_A_FILE)
     if not _PACKAGE.is_dir():
         raise StepwedgeError(f"{_PACKAGE}: the demo needs the default model; run it from a clone of the repository")
     _empty(folder)
     console.print("[bold]Stepwedge: a PACS pushes studies and finds the reports in them[/bold]")
+    studies = _make_studies(folder / "studies")
     receiver = _Receiver(folder / "received")
     settings = _write_settings(folder, receiver.port)
-    studies = _make_studies(folder / "studies")
     service = _start(folder)
     try:
         with console.status("Starting: DICOM node, worker, inference server (BentoML, ONNX Runtime) …") as status:
@@ -248,9 +254,12 @@ def _make_studies(folder: Path) -> list[_Study]:
 
 
 def _real_file(name: str) -> Path:
-    from data_store import DataStore
-
-    return Path(str(DataStore().get_file(name)))
+    """A file of pydicom-data."""
+    try:
+        import data_store
+    except ImportError:
+        raise StepwedgeError("the demo needs the package pydicom-data; install stepwedge[demo]") from None
+    return Path(data_store.__file__).parent / "data" / name
 
 
 def _study_uid(file: Path) -> str:
@@ -348,9 +357,10 @@ def _look_up(study: _Study, outcome: _Outcome, store: Store, settings: Settings,
     if arrivals:
         outcome.seconds = max(arrival.at for arrival in arrivals) - outcome.sent_at
     for finding in published.result.findings if published else ():
-        outcome.findings.append(f"{finding.name} {finding.probability:.3f} {finding.decision}")
-        if finding.thresholds:
-            outcome.thresholds.append(f"{finding.thresholds.clear_below:.3f} / {finding.thresholds.act_from:.3f}")
+        outcome.decisions[finding.name] = finding.decision
+        limits = finding.thresholds
+        shown = f" \\[{limits.clear_below:.2f}, {limits.act_from:.2f}]" if limits else ""
+        outcome.findings.append(f"{finding.name} {finding.probability:.3f} {finding.decision}{shown}")
 
 
 def _judge(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> None:
@@ -365,38 +375,34 @@ def _judge(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> None:
             outcome.broken.append(f"was refused with {outcome.status:#06x}")
         if study.reason is not None and study.reason not in outcome.reasons:
             outcome.broken.append(f"gives {outcome.reasons or 'no reason'}, has to give {study.reason}")
-        if study.decision is not None and f"pneumonia {study.decision}" not in _decisions(outcome):
+        if study.decision is not None and outcome.decisions.get("pneumonia") != study.decision:
             outcome.broken.append(f"has to be decided {study.decision}")
         wanted = ["SR", "picture"] if study.expected in {State.REPORTED, State.DEFERRED, State.REJECTED} else []
         if outcome.objects != wanted:
             outcome.broken.append(f"got back {outcome.objects or 'nothing'}, has to get {wanted or 'nothing'}")
 
 
-def _decisions(outcome: _Outcome) -> list[str]:
-    return [" ".join((text.split()[0], text.split()[2])) for text in outcome.findings]
-
-
 def _table(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> Table:
-    table = Table(title="What came in, and what became of it", title_justify="left")
-    for heading in ("study", "state", "reasons", "probability, decision", "clear below / act from"):
-        table.add_column(heading)
+    table = Table(title="What came in, and what became of it", title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("study", min_width=18)
+    table.add_column("state, reasons", min_width=22)
+    table.add_column("probability, decision [clear below, act from]", no_wrap=True)
     table.add_column("s to report", justify="right")
     table.add_column("came back")
     for study, outcome in zip(studies, outcomes, strict=True):
-        colour = "red" if outcome.broken else {"reported": "green", "deferred": "yellow"}.get(outcome.state, "default")
-        reasons = outcome.reasons
+        colour = "red" if outcome.broken else _COLOURS.get(outcome.state, "default")
+        reasons = [outcome.reasons] if outcome.reasons else []
         if outcome.status != 0:
-            reasons = f"{reasons} (C-STORE {outcome.status:#06x})"
+            reasons.append(f"C-STORE {outcome.status:#06x}")
         table.add_row(
             study.name,
-            f"[{colour}]{outcome.state}[/{colour}]",
-            reasons,
+            "\n".join([f"[{colour}]{outcome.state}[/{colour}]", *reasons]),
             "\n".join(outcome.findings),
-            "\n".join(outcome.thresholds),
             "" if outcome.seconds is None else f"{outcome.seconds:.1f}",
-            " + ".join(outcome.objects),
+            ", ".join(outcome.objects),
         )
-    table.caption = f"Seconds from the last instance, {_QUIET_SECONDS:.0f} s quiet period included."
+    table.caption = f"Seconds from the last instance to the last object, {_QUIET_SECONDS:.0f} s quiet period included."
+    table.caption_justify = "left"
     return table
 
 

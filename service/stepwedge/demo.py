@@ -358,6 +358,8 @@ def _look_up(study: _Study, outcome: _Outcome, store: Store, settings: Settings,
         outcome.seconds = max(arrival.at for arrival in arrivals) - outcome.sent_at
     for finding in published.result.findings if published else ():
         outcome.decisions[finding.name] = finding.decision
+        if finding.decision is Decision.NONE:
+            continue  # it depends on a finding that was not acted upon
         limits = finding.thresholds
         shown = f" \\[{limits.clear_below:.2f}, {limits.act_from:.2f}]" if limits else ""
         outcome.findings.append(f"{finding.name} {finding.probability:.3f} {finding.decision}{shown}")
@@ -384,11 +386,11 @@ def _judge(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> None:
 
 def _table(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> Table:
     table = Table(title="What came in, and what became of it", title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("study", min_width=18)
-    table.add_column("state, reasons", min_width=22)
-    table.add_column("probability, decision [clear below, act from]", no_wrap=True)
-    table.add_column("s to report", justify="right")
-    table.add_column("came back")
+    table.add_column("study")
+    table.add_column("state, reasons")
+    table.add_column("probability, decision \\[clear below, act from]", no_wrap=True)
+    table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("came back", no_wrap=True)
     for study, outcome in zip(studies, outcomes, strict=True):
         colour = "red" if outcome.broken else _COLOURS.get(outcome.state, "default")
         reasons = [outcome.reasons] if outcome.reasons else []
@@ -399,9 +401,9 @@ def _table(studies: Sequence[_Study], outcomes: Sequence[_Outcome]) -> Table:
             "\n".join([f"[{colour}]{outcome.state}[/{colour}]", *reasons]),
             "\n".join(outcome.findings),
             "" if outcome.seconds is None else f"{outcome.seconds:.1f}",
-            ", ".join(outcome.objects),
+            " + ".join(outcome.objects),
         )
-    table.caption = f"Seconds from the last instance to the last object, {_QUIET_SECONDS:.0f} s quiet period included."
+    table.caption = f"s: seconds from the last instance to the last object, {_QUIET_SECONDS:.0f} of them quiet period"
     table.caption_justify = "left"
     return table
 

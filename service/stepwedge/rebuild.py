@@ -10,9 +10,10 @@ from stepwedge.analysis import delivered_at, published_units
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.dicom.studies import restore_revisions
+from stepwedge.errors import StepwedgeError
 from stepwedge.identity import load_site
 from stepwedge.manifest import load_package
-from stepwedge.rundir import hold
+from stepwedge.rundir import hold, is_beating
 from stepwedge.settings import Settings
 from stepwedge.store import Store
 
@@ -25,23 +26,30 @@ def rebuild_index(settings: Settings) -> str:
     Work that had not ended is queued again at the next start. Raises StepwedgeError while the service runs.
     """
     hold(settings.data_dir)
+    alive = [role for role in ("listen", "work") if is_beating(settings.data_dir, role)]
+    if alive:
+        raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive[0]} is using this data folder; stop it first")
+    # Whatever is wrong with the packages or the key is found before anything is touched.
+    manifests = [load_package(model.package).manifest for model in settings.models]
+    site = load_site(settings.data_dir)
     file = settings.database_file
     aside = f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%S')}"
+    put_aside = file.exists()
     for suffix in ("", "-wal", "-shm"):
         part = file.with_name(file.name + suffix)
         if part.exists():
             part.rename(file.with_name(aside + suffix))
     store = Store.open_file(file)
     try:
-        manifests = [load_package(model.package).manifest for model in settings.models]
-        spool = InstanceSpool(settings, load_site(settings.data_dir), store, manifests, is_own_result)
+        spool = InstanceSpool(settings, site, store, manifests, is_own_result)
         spool.prepare()
         instances = spool.reconcile()
         revisions = restore_revisions(spool, store)
         results = restore_results(settings, store)
     finally:
         store.close()
-    return f"rebuilt: {instances} instances, {revisions} revisions, {results} results; the old database is {aside}"
+    old = f"the old database is {aside}" if put_aside else "there was no database"
+    return f"rebuilt: {instances} instances, {revisions} revisions, {results} results; {old}"
 
 
 def restore_results(settings: Settings, store: Store) -> int:

@@ -62,7 +62,7 @@ def evaluation(
             "data set. The model cannot see it: every image is resampled to 128 × 128 pixels. The aspect ratio could "
             "show as a distortion; training therefore stretched images at random (standard deviation 12 %), and the "
             "rows above measure what is left of it.",
-            "Wide images are almost all of ill children: among the images of known size, size alone tells most of them. "
+            "Wide images are almost all of ill children: among images of known size, size alone tells most of them. "
             "The comparison that leaves least to it is the last row, where every image is first cropped to a square.",
             "About two thirds of the images reached the data set squeezed to 224 × 224 pixels: their original size is "
             "lost, the distortion is not. Sharpness and exposure may differ between the sources in ways that these "

@@ -81,6 +81,7 @@ class Listener:
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._aborted: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sent: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
     @property
@@ -110,7 +111,8 @@ class Listener:
         handlers: list[Any] = [
             (evt.EVT_ACCEPTED, _count_accepted),
             (evt.EVT_REJECTED, _count_rejected),
-            (evt.EVT_ABORTED, _count_aborted),
+            (evt.EVT_ABORTED, self._count_aborted),
+            (evt.EVT_CONN_CLOSE, _end_unassociated),
             (evt.EVT_PDU_RECV, _bound_message, [settings.maximum_instance_bytes]),
             (evt.EVT_C_STORE, self._answer),
         ]
@@ -135,7 +137,8 @@ class Listener:
         self._thread.join()
         _wait_until_none(self._server, seconds)
         for association in self._server.active_associations:
-            association.abort(block=False)
+            if association.is_established:  # others have nothing to abort, and are cut
+                association.abort(block=False)
         _wait_until_none(self._server, _ABORT_SECONDS / 2)
         self._server.cut_connections()
         _wait_until_none(self._server, _ABORT_SECONDS / 2)
@@ -198,6 +201,14 @@ class Listener:
         )
         return STATUS_SUCCESS
 
+    def _count_aborted(self, event: evt.Event) -> None:
+        with self._lock:
+            if event.assoc in self._aborted:
+                return  # an abort of ours is told twice: when it is sent, and when the association has ended
+            self._aborted.add(event.assoc)
+        metrics.ASSOCIATIONS.labels("aborted").inc()
+        log.warning("association aborted", sender=clean_title(event.assoc.requestor.ae_title or ""))
+
     def _refuse(self, received: Received, error: UnusableInstanceError) -> int:
         try:
             self._spool.quarantine(received, error)
@@ -223,9 +234,10 @@ def _count_rejected(event: evt.Event) -> None:
     )
 
 
-def _count_aborted(event: evt.Event) -> None:
-    metrics.ASSOCIATIONS.labels("aborted").inc()
-    log.warning("association aborted", sender=clean_title(event.assoc.requestor.ae_title or ""))
+def _end_unassociated(event: evt.Event) -> None:
+    """End the thread of a connection that closed without an association, as probes do; it would wait for a request."""
+    if event.assoc.requestor.primitive is None:
+        event.assoc.dul.to_user_queue.put(None)
 
 
 def _bound_message(event: evt.Event, maximum_bytes: int) -> None:

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pydicom
+import structlog
 from pydantic import TypeAdapter
 
 from stepwedge import __version__
@@ -24,6 +25,7 @@ from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.dicom.report import write_report
+from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.manifest import selects
 from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of
@@ -31,9 +33,15 @@ from stepwedge.records import FloatArray, Image, ImageResult, Reason, State, Uni
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, Unit, unit_id
 
+log = structlog.get_logger()
+
 _RESULT = "result.json"
 _unit_result = TypeAdapter(UnitResult)
 _unit = TypeAdapter(Unit)
+
+
+class _ReportFailedError(StepwedgeError):
+    """The report of a result could not be written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +161,12 @@ def analyse_unit(
     observation = observation_of(unit_result, ms).to_json()
     if state is not State.FAILED:
         ms["analyse"] = round((time.perf_counter() - started) * 1000.0, 3)
-        _publish(unit, unit_result, evidence, _first_used(images, pictures), ms, settings=settings, site=site)
+        try:
+            _publish(unit, unit_result, evidence, _first_used(images, pictures), ms, settings=settings, site=site)
+        except _ReportFailedError as error:
+            log.error("report_failed", unit=unit.unit, error=str(error))
+            failed = replace(unit_result, state=State.FAILED, reasons=(Reason(code="report_failed"),), findings=())
+            return failed, observation_of(failed, ms).to_json()
         published = read_published(settings, unit.unit)
         assert published is not None
         # Another worker may have been first; then its result is the result.
@@ -191,15 +204,18 @@ def _publish(
         wanted = {State.DEFERRED: settings.report.deferred, State.REJECTED: settings.report.rejected}
         objects: Sequence[ReportObject] = ()
         if wanted.get(result.state, True):
-            objects = write_report(
-                temporary,
-                result,
-                evidence,
-                picture,
-                node=_node(settings, site),
-                report=settings.report,
-                predecessor=_predecessor(unit, settings),
-            )
+            try:
+                objects = write_report(
+                    temporary,
+                    result,
+                    evidence,
+                    picture,
+                    node=_node(settings, site),
+                    report=settings.report,
+                    predecessor=_predecessor(unit, settings),
+                )
+            except (ValueError, OSError) as error:
+                raise _ReportFailedError(type(error).__name__) from error
         ms["report"] = round((time.perf_counter() - started) * 1000.0, 3)
         ended = replace(
             unit,

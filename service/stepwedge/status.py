@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from stepwedge.records import REASONS, State
 from stepwedge.settings import Settings
 from stepwedge.store import Delivery, Quarantined, Store, Study, Unit
 
 _SHOWN = 50
+_NOT_ROUTED = "no_model_selects"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,14 @@ class Snapshot:
         """A study's state, derived from its units of the last revision."""
         units = [unit for unit in self.units[study.study] if unit.revision == study.revision]
         if not units:
-            return "arriving" if study.open else "not_routed"
+            return "arriving" if study.open else str(State.NOT_ROUTED)
         states = {str(unit.state) for unit in units}
         order = ("failed", "running", "queued", "deferred", "reported", "rejected")
         return next((state for state in order if state in states), "unknown")
+
+    def reasons(self, study: Study) -> tuple[str, ...]:
+        """Why a study that has no units has none, as codes; its units say the rest."""
+        return (_NOT_ROUTED,) if self.state(study) == State.NOT_ROUTED else ()
 
     def to_json(self) -> str:
         """One JSON object. Studies are named by their keyed hash."""
@@ -63,6 +69,7 @@ class Snapshot:
                 {
                     "study": study.study,
                     "state": self.state(study),
+                    "reasons": list(self.reasons(study)),
                     "revision": study.revision,
                     "last_instance_at": study.last_instance_at,
                     "units": units,
@@ -95,6 +102,7 @@ def describe(state: Snapshot) -> str:
     for study in state.studies[:_SHOWN]:
         at = datetime.fromtimestamp(study.last_instance_at).astimezone().isoformat(timespec="seconds")
         lines.append(f"{at}  {study.study}  {state.state(study)}  revision {study.revision}")
+        lines += [f"    {REASONS[code]}" for code in state.reasons(study)]
         for unit in state.units[study.study]:
             reasons = f"  {', '.join(unit.reasons)}" if unit.reasons else ""
             lines.append(f"    {unit.unit}  {unit.model_name}  {unit.state}{reasons}")

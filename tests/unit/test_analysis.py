@@ -271,6 +271,16 @@ class TestAFailedUnit:
         department.equipment = replace(department.equipment, engine=engine)
         assert department.analyse(revision)[0].state is State.REPORTED
 
+    def test_a_report_that_cannot_be_written_fails_it_and_leaves_nothing(self, department: Department) -> None:
+        another = image_of_study(BRIGHT)
+        another.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.78"  # no report is about two studies
+        result, observation = department.analyse(department.revision(image_of_study(BRIGHT), another))
+        assert result.state is State.FAILED
+        assert [reason.code for reason in result.reasons] == ["report_failed"]
+        assert result.findings == ()
+        assert (observation.state, observation.reasons) == ("failed", ("report_failed",))
+        assert department.results() == []
+
     def test_an_inference_server_that_is_away_leaves_nothing(self, department: Department) -> None:
         revision = department.revision(image_of_study(BRIGHT))
         department.equipment = replace(department.equipment, engine=Failing(InferenceUnavailableError("away")))

@@ -88,6 +88,13 @@ class TestAStudysState:
         close(store, "s1", [])
         assert study_state(settings) == "not_routed"
 
+    def test_that_no_model_wants_says_why_it_has_no_result(self, settings: Settings, store: Store) -> None:
+        arrive(store, "s1")
+        close(store, "s1", [])
+        state = snapshot(settings)
+        assert "No configured model selects an image of this study" in describe(state)
+        assert json.loads(state.to_json())["studies"][0]["reasons"] == ["no_model_selects"]
+
     @pytest.mark.parametrize(
         ("states", "expected"),
         [

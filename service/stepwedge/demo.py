@@ -417,8 +417,10 @@ def _show_places(console: Console, folder: Path, receiver: _Receiver) -> None:
         soft_wrap=True,
     )
     console.print(f"  {folder / 'data'}: spool, results, database; {folder / 'service.log'}: the log")
-    console.print(f"  stepwedge status --config {folder / 'stepwedge.yaml'}: every study and unit of work")
-    console.print(f"  stepwedge serve --config {folder / 'stepwedge.yaml'}: run it again, and send it something")
+    program = os.path.relpath(Path(sys.executable).parent / "stepwedge")
+    console.print(
+        f"  {program} status --config {folder / 'stepwedge.yaml'}: every study and unit of work", soft_wrap=True
+    )
 
 
 def _stop(service: subprocess.Popen[bytes], settings: Settings) -> bool:

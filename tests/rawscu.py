@@ -26,6 +26,13 @@ def fragment(data: bytes, *, command: bool, last: bool = True, context: int = 1)
     return struct.pack(">LBB", len(data) + 2, context, command | last << 1) + data
 
 
+def find_command() -> bytes:
+    """The command set of a C-FIND request (PS3.7 section 9.3.2)."""
+    return store_command("1.2.840.10008.5.1.4.1.2.2.1", "").replace(
+        struct.pack("<HHLH", 0, 0x0100, 2, 1), struct.pack("<HHLH", 0, 0x0100, 2, 0x0020)
+    )
+
+
 def store_command(sop_class: str, sop: str) -> bytes:
     """The command set of a C-STORE request (PS3.7 section 9.3.1)."""
 

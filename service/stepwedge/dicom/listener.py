@@ -56,6 +56,16 @@ _PDU_TOLERANCE_BYTES = 4096
 # What a type that does not exist looks like: pynetdicom answers it with A-ABORT, as PS3.8 section 9.2 wants.
 _NO_PDU = b"\xff" + bytes(_PDU_HEAD_BYTES - 1)
 
+# PS3.8 table 9-1: the state in which data may come; in every other one pynetdicom itself aborts or drops it.
+_DATA_TRANSFER = "Sta6"
+# PS3.8 annex E.2: the message control header.
+_COMMAND, _LAST = 1, 2
+# PS3.7 section E.1: elements of a command, and the requests that we serve: C-STORE, C-ECHO, C-CANCEL.
+_COMMAND_FIELD, _COMMAND_DATA_SET_TYPE = 0x0100, 0x0800
+_REQUESTS = frozenset({0x0001, 0x0030, 0x0FFF})
+# A command holds a few UIDs, titles and numbers; with an error comment and the like it stays far below this.
+_LONGEST_COMMAND_BYTES = 65_536
+
 # Connections that the system keeps until they are accepted.
 _BACKLOG = 128
 # Connections beyond those that may associate: they wait to be told that the limit is reached.
@@ -113,7 +123,7 @@ class Listener:
             (evt.EVT_REJECTED, _count_rejected),
             (evt.EVT_ABORTED, self._count_aborted),
             (evt.EVT_CONN_CLOSE, _end_unassociated),
-            (evt.EVT_PDU_RECV, _bound_message, [settings.maximum_instance_bytes]),
+            (evt.EVT_PDU_RECV, _check_data, [settings.maximum_instance_bytes]),
             (evt.EVT_C_STORE, self._answer),
         ]
         server = node.make_server(
@@ -240,17 +250,56 @@ def _end_unassociated(event: evt.Event) -> None:
         event.assoc.dul.to_user_queue.put(None)
 
 
-def _bound_message(event: evt.Event, maximum_bytes: int) -> None:
-    """Drop what a message has beyond the limit, so that memory is bounded; its length then shows that it was larger."""
-    if not isinstance(event.pdu, P_DATA_TF):
+def _check_data(event: evt.Event, maximum_bytes: int) -> None:
+    """Look at what a P-DATA PDU brings before pynetdicom does.
+
+    A fragment without contents, or a command that is none of ours, aborts the association: pynetdicom's thread would
+    die of it. What a data set has beyond the limit is dropped, so that memory is bounded; its length then shows that
+    it was larger.
+    """
+    if not isinstance(event.pdu, P_DATA_TF) or event.assoc.dul.state_machine.current_state != _DATA_TRANSFER:
         return
     message = event.assoc.dimse.message
+    command = message.encoded_command_set.getvalue() if message is not None else b""
     length = message.data_set.tell() if message is not None and message.data_set is not None else 0
-    if length <= maximum_bytes:
-        return
     for item in event.pdu.presentation_data_value_items:
-        if not item.presentation_data_value[0] & 1:  # PS3.8 annex E.2: a fragment of a data set
-            item.presentation_data_value = item.presentation_data_value[:1]
+        fragment = item.presentation_data_value
+        if not fragment:
+            _abort(event, "an empty fragment")
+            return
+        if not fragment[0] & _COMMAND:
+            length += len(fragment) - 1
+            if length > maximum_bytes + len(fragment):
+                item.presentation_data_value = fragment[:1]
+            continue
+        command += fragment[1:]
+        if len(command) > _LONGEST_COMMAND_BYTES or (fragment[0] & _LAST and not _is_command(command)):
+            _abort(event, "no command of Storage or Verification")
+            return
+        if fragment[0] & _LAST:
+            command, length = b"", 0
+
+
+def _abort(event: evt.Event, reason: str) -> None:
+    event.pdu.presentation_data_value_items = []
+    log.warning("association refused", reason=reason)
+    event.assoc.abort()
+
+
+def _is_command(encoded: bytes) -> bool:
+    """Whether this is a whole command set (PS3.7 section 6.3.1) with a request that we serve."""
+    fields = {}
+    position = 0
+    while position < len(encoded):
+        if position + 8 > len(encoded):
+            return False
+        group, element, length = struct.unpack_from("<HHL", encoded, position)
+        position += 8 + length
+        if group or position > len(encoded):
+            return False
+        fields[element] = encoded[position - length : position]
+    kind, data_set = fields.get(_COMMAND_FIELD, b""), fields.get(_COMMAND_DATA_SET_TYPE, b"")
+    return len(data_set) == 2 and len(kind) == 2 and int.from_bytes(kind, "little") in _REQUESTS
 
 
 class _Server(ThreadedAssociationServer):  # type: ignore[misc]

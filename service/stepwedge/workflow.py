@@ -11,12 +11,14 @@ Steps return words, never pixels or headers: the queue's database keeps what the
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 from dbos import DBOS, DBOSClient, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
@@ -44,6 +46,16 @@ _UNAVAILABLE = "unavailable"
 # A unit that took its worker down with it this often is failed, so that it cannot do so for ever.
 _MAXIMUM_RECOVERIES = 5
 _POLL_SECONDS = 0.1
+
+
+def _add_clock(connection: Any, _record: Any) -> None:
+    """Give an older SQLite the clock that DBOS puts into its tables from Python 3.12 on: unixepoch('subsec')."""
+    if hasattr(connection, "create_function"):
+        connection.create_function("unixepoch", 1, lambda _: round(time.time(), 3))
+
+
+if sqlite3.sqlite_version_info < (3, 42):
+    sa.event.listen(sa.Engine, "connect", _add_clock)
 
 
 def analysis_id(unit: Unit, attempt: int = 0) -> str:

@@ -13,8 +13,8 @@ from stepwedge import __version__
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
-# Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
-FAILED, UNUSABLE = 1, 2
+# Exit statuses: 0 done; 2 cannot be done as asked, and the message says why.
+UNUSABLE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 
 import structlog
 
@@ -36,12 +37,22 @@ def configure(settings: Log, role: str) -> None:
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    threading.excepthook = _tell_of_thread
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _tell_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    """A thread that ended by an error: of which type and where, without the values that a traceback may quote."""
+    trace = arguments.exc_traceback
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace else ""
+    structlog.get_logger().error("thread_ended", error=arguments.exc_type.__name__, where=where)
 
 
 def _with_role(role: str) -> structlog.typing.Processor:

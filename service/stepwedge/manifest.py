@@ -178,7 +178,7 @@ class FindingCalibration(_Strict):
     """How the log-odds of one finding become a probability: sigmoid(slope × score + intercept)."""
 
     method: Literal["sigmoid", "none"]
-    slope: float = 1.0
+    slope: float = Field(default=1.0, gt=0)
     intercept: float = 0.0
     prevalence: float = Field(gt=0, lt=1)  # of the finding in the fold that it was fitted on
     positives: int = Field(ge=0)

@@ -44,8 +44,9 @@ def rebuild_index(settings: Settings) -> str:
         spool = InstanceSpool(settings, site, store, manifests, is_own_result)
         spool.prepare()
         instances = spool.reconcile()
-        revisions = restore_revisions(spool, store)
+        # Results first: a unit that has one is then not taken for one that waits.
         results = restore_results(settings, store)
+        revisions = restore_revisions(spool, store)
     finally:
         store.close()
     old = f"the old database is {aside}" if put_aside else "there was no database"

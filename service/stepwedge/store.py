@@ -16,91 +16,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
-
-SCHEMA_VERSION = 1
-
-_meta = sa.MetaData()
-_schema = sa.Table("schema", _meta, sa.Column("version", sa.Integer, nullable=False))
-_instances = sa.Table(
-    "instances",
-    _meta,
-    sa.Column("study", sa.String(32), primary_key=True),
-    sa.Column("instance", sa.String(32), primary_key=True),
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("study_uid", sa.String(64), nullable=False),
-    sa.Column("series_uid", sa.String(64), nullable=False),
-    sa.Column("sop_uid", sa.String(64), nullable=False),
-    sa.Column("sop_class_uid", sa.String(64), nullable=False),
-    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
-    sa.Column("modality", sa.String(16), nullable=False),
-    sa.Column("routed", sa.Boolean, nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("received_at", sa.Float, nullable=False),
-    sa.Column("sender", sa.String(16), nullable=False),
-)
-_studies = sa.Table(
-    "studies",
-    _meta,
-    sa.Column("study", sa.String(32), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False),
-    sa.Column("first_instance_at", sa.Float, nullable=False),
-    sa.Column("last_instance_at", sa.Float, nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False),
-    sa.Column("open", sa.Boolean, nullable=False, index=True),
-)
-_revisions = sa.Table(
-    "revisions",
-    _meta,
-    sa.Column("study", sa.String(32), primary_key=True),
-    sa.Column("revision", sa.Integer, primary_key=True),
-    sa.Column("closed_at", sa.Float, nullable=False),
-    sa.Column("last_instance_at", sa.Float, nullable=False),
-    sa.Column("paths", sa.JSON, nullable=False),
-)
-_units = sa.Table(
-    "units",
-    _meta,
-    sa.Column("unit", sa.String(64), primary_key=True),
-    sa.Column("study", sa.String(32), nullable=False, index=True),
-    sa.Column("revision", sa.Integer, nullable=False),
-    sa.Column("model_name", sa.String(48), nullable=False),
-    sa.Column("model_digest", sa.String(64), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("reasons", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("last_instance_at", sa.Float, nullable=False),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("tries", sa.Integer, nullable=False),
-)
-_deliveries = sa.Table(
-    "deliveries",
-    _meta,
-    sa.Column("unit", sa.String(64), primary_key=True),
-    sa.Column("destination", sa.String(32), primary_key=True),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("error", sa.Text, nullable=False),
-    sa.Column("updated_at", sa.Float, nullable=False),
-)
-_observations = sa.Table(
-    "observations",
-    _meta,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("unit", sa.String(64), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_quarantine = sa.Table(
-    "quarantine",
-    _meta,
-    sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("reason", sa.String(32), nullable=False),
-    sa.Column("sender", sa.String(16), nullable=False),
-    sa.Column("count", sa.Integer, nullable=False),
-    sa.Column("first_seen", sa.Float, nullable=False),
-    sa.Column("last_seen", sa.Float, nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("path", sa.Text),
+from stepwedge.schema import (
+    DELIVERIES,
+    INSTANCES,
+    METADATA,
+    OBSERVATIONS,
+    QUARANTINE,
+    REVISIONS,
+    SCHEMA,
+    STUDIES,
+    UNITS,
+    VERSION,
 )
 
 
@@ -210,14 +136,15 @@ class Store:
             if self._engine.dialect.name == "sqlite":
                 # Roles that start together on a new machine make the tables one after the other.
                 db.exec_driver_sql("BEGIN IMMEDIATE")
-            _meta.create_all(db)
-            version = db.execute(sa.select(_schema.c.version)).scalar()
+            METADATA.create_all(db)
+            version = db.execute(sa.select(SCHEMA.c.version)).scalar()
             if version is None:
-                db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+                db.execute(sa.insert(SCHEMA).values(version=VERSION))
             db.commit()
-        if version not in (None, SCHEMA_VERSION):
+        if version not in (None, VERSION):
+            self.close()
             raise StepwedgeError(
-                f"{url}: the database has schema {version}, this version wants {SCHEMA_VERSION}; "
+                f"{url}: the database has schema {version}, this version wants {VERSION}; "
                 "stop the service and run `stepwedge index rebuild`"
             )
 
@@ -231,16 +158,14 @@ class Store:
         """Close every connection."""
         self._engine.dispose()
 
-    # Instances and studies
-
     def add_instance(self, instance: StoredInstance) -> bool:
         """Index an instance and open its study if a model selects it. False if it was there already."""
         with self._engine.begin() as db:
-            added = db.execute(self._insert(_instances).values(**asdict(instance)).on_conflict_do_nothing()).rowcount
+            added = db.execute(self._insert(INSTANCES).values(**asdict(instance)).on_conflict_do_nothing()).rowcount
             if not added:
                 return False
             at = instance.received_at
-            statement = self._insert(_studies).values(
+            statement = self._insert(STUDIES).values(
                 study=instance.study,
                 study_uid=instance.study_uid,
                 first_instance_at=at,
@@ -249,55 +174,57 @@ class Store:
                 open=True,
             )
             # A late object that no model selects belongs to the study but does not open it again.
-            latest = sa.case((_studies.c.last_instance_at < at, at), else_=_studies.c.last_instance_at)
+            latest = sa.case((STUDIES.c.last_instance_at < at, at), else_=STUDIES.c.last_instance_at)
             later: dict[str, Any] = {"last_instance_at": latest}
             if instance.routed:
                 later["open"] = sa.true()
                 db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later))
             else:
-                db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later, where=_studies.c.open))
+                db.execute(statement.on_conflict_do_update(index_elements=["study"], set_=later, where=STUDIES.c.open))
             return True
 
     def has_instance(self, study: str, instance: str, digest: str) -> bool:
         """Whether this content of this instance is indexed."""
         query = sa.select(sa.literal(1)).where(
-            _instances.c.study == study, _instances.c.instance == instance, _instances.c.digest == digest
+            INSTANCES.c.study == study,
+            INSTANCES.c.instance == instance,
+            INSTANCES.c.digest == digest,
         )
         with self._engine.connect() as db:
             return db.execute(query).first() is not None
 
     def instance_versions(self, study: str, instance: str) -> int:
         """How many contents of one SOP instance are kept."""
-        query = sa.select(sa.func.count()).where(_instances.c.study == study, _instances.c.instance == instance)
+        query = sa.select(sa.func.count()).where(INSTANCES.c.study == study, INSTANCES.c.instance == instance)
         with self._engine.connect() as db:
             return int(db.execute(query).scalar_one())
 
     def instances(self, study: str) -> list[StoredInstance]:
         """The instances of a study, each in the content that came last, in the order of arrival."""
-        query = sa.select(_instances).where(_instances.c.study == study).order_by(_instances.c.received_at)
+        query = sa.select(INSTANCES).where(INSTANCES.c.study == study).order_by(INSTANCES.c.received_at)
         with self._engine.connect() as db:
             rows = [StoredInstance(**row) for row in db.execute(query).mappings()]
         return sorted({row.instance: row for row in rows}.values(), key=lambda row: (row.received_at, row.instance))
 
     def instance_paths(self, study: str) -> set[str]:
         """The paths of all contents of all instances of a study."""
-        query = sa.select(_instances.c.path).where(_instances.c.study == study)
+        query = sa.select(INSTANCES.c.path).where(INSTANCES.c.study == study)
         with self._engine.connect() as db:
             return set(db.execute(query).scalars())
 
     def count_contents(self, study: str) -> int:
         """How many contents of instances a study has; it only grows."""
-        query = sa.select(sa.func.count()).where(_instances.c.study == study)
+        query = sa.select(sa.func.count()).where(INSTANCES.c.study == study)
         with self._engine.connect() as db:
             return int(db.execute(query).scalar_one())
 
     def study(self, study: str) -> Study | None:
         """One study."""
-        return next(iter(self._studies(_studies.c.study == study)), None)
+        return next(iter(self._studies(STUDIES.c.study == study)), None)
 
     def study_by_uid(self, study_uid: str) -> Study | None:
         """The study with a Study Instance UID."""
-        return next(iter(self._studies(_studies.c.study_uid == study_uid)), None)
+        return next(iter(self._studies(STUDIES.c.study_uid == study_uid)), None)
 
     def studies(self, limit: int = 1000) -> list[Study]:
         """The latest studies, newest first."""
@@ -305,10 +232,10 @@ class Store:
 
     def open_studies(self) -> list[Study]:
         """Studies that wait to be complete."""
-        return self._studies(_studies.c.open)
+        return self._studies(STUDIES.c.open)
 
     def _studies(self, where: Any, limit: int | None = None) -> list[Study]:
-        query = sa.select(_studies).where(where).order_by(_studies.c.last_instance_at.desc()).limit(limit)
+        query = sa.select(STUDIES).where(where).order_by(STUDIES.c.last_instance_at.desc()).limit(limit)
         with self._engine.connect() as db:
             return [Study(**row) for row in db.execute(query).mappings()]
 
@@ -322,15 +249,15 @@ class Store:
         """
         same: sa.ColumnElement[bool] = sa.true()
         if contents is not None:
-            count = sa.select(sa.func.count()).where(_instances.c.study == study.study).scalar_subquery()
+            count = sa.select(sa.func.count()).where(INSTANCES.c.study == study.study).scalar_subquery()
             same = count == contents
         with self._engine.begin() as db:
             closed = db.execute(
-                sa.update(_studies)
+                sa.update(STUDIES)
                 .where(
-                    _studies.c.study == study.study,
-                    _studies.c.last_instance_at == study.last_instance_at,
-                    _studies.c.revision == study.revision,
+                    STUDIES.c.study == study.study,
+                    STUDIES.c.last_instance_at == study.last_instance_at,
+                    STUDIES.c.revision == study.revision,
                     same,
                 )
                 .values(open=False, revision=revision.revision if revision else study.revision)
@@ -339,14 +266,14 @@ class Store:
                 return False
             if revision:
                 values = asdict(revision) | {"paths": list(revision.paths)}
-                db.execute(self._insert(_revisions).values(**values).on_conflict_do_nothing())
+                db.execute(self._insert(REVISIONS).values(**values).on_conflict_do_nothing())
             for unit in units:
-                db.execute(self._insert(_units).values(**_unit_row(unit)).on_conflict_do_nothing())
+                db.execute(self._insert(UNITS).values(**_unit_row(unit)).on_conflict_do_nothing())
             return True
 
     def revision(self, study: str, revision: int) -> Revision | None:
         """One revision of a study."""
-        query = sa.select(_revisions).where(_revisions.c.study == study, _revisions.c.revision == revision)
+        query = sa.select(REVISIONS).where(REVISIONS.c.study == study, REVISIONS.c.revision == revision)
         with self._engine.connect() as db:
             row = db.execute(query).mappings().first()
         return Revision(**{**row, "paths": tuple(row["paths"])}) if row else None
@@ -354,26 +281,24 @@ class Store:
     def revision_keys(self) -> set[tuple[str, int]]:
         """Study and number of every revision."""
         with self._engine.connect() as db:
-            rows = db.execute(sa.select(_revisions.c.study, _revisions.c.revision))
+            rows = db.execute(sa.select(REVISIONS.c.study, REVISIONS.c.revision))
             return {(str(row.study), int(row.revision)) for row in rows}
-
-    # Units of work
 
     def unit(self, unit: str) -> Unit | None:
         """One unit."""
-        return next(iter(self._units(_units.c.unit == unit)), None)
+        return next(iter(self._units(UNITS.c.unit == unit)), None)
 
     def units(self, *, study: str | None = None, states: Iterable[State] | None = None) -> list[Unit]:
         """Units of a study, or in some states, oldest first."""
         where: list[Any] = []
         if study is not None:
-            where.append(_units.c.study == study)
+            where.append(UNITS.c.study == study)
         if states is not None:
-            where.append(_units.c.state.in_([str(state) for state in states]))
+            where.append(UNITS.c.state.in_([str(state) for state in states]))
         return self._units(sa.and_(sa.true(), *where))
 
     def _units(self, where: Any) -> list[Unit]:
-        query = sa.select(_units).where(where).order_by(_units.c.created_at, _units.c.unit)
+        query = sa.select(UNITS).where(where).order_by(UNITS.c.created_at, UNITS.c.unit)
         with self._engine.connect() as db:
             return [
                 Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
@@ -384,8 +309,8 @@ class Store:
         """Where a unit stands now. ``at`` is when it ended, for the states that are ends."""
         with self._engine.begin() as db:
             db.execute(
-                sa.update(_units)
-                .where(_units.c.unit == unit)
+                sa.update(UNITS)
+                .where(UNITS.c.unit == unit)
                 .values(state=str(state), reasons=list(reasons), ended_at=at)
             )
 
@@ -393,35 +318,33 @@ class Store:
         """Put a unit back in the queue; how often that has been done, this time included."""
         with self._engine.begin() as db:
             db.execute(
-                sa.update(_units)
-                .where(_units.c.unit == unit)
-                .values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=_units.c.tries + 1)
+                sa.update(UNITS)
+                .where(UNITS.c.unit == unit)
+                .values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=UNITS.c.tries + 1)
             )
-            return int(db.execute(sa.select(_units.c.tries).where(_units.c.unit == unit)).scalar_one())
+            return int(db.execute(sa.select(UNITS.c.tries).where(UNITS.c.unit == unit)).scalar_one())
 
     def restore_unit(self, unit: Unit) -> None:
         """Write a unit as it is, when the database is rebuilt."""
         with self._engine.begin() as db:
-            db.execute(self._insert(_units).values(**_unit_row(unit)).on_conflict_do_nothing())
+            db.execute(self._insert(UNITS).values(**_unit_row(unit)).on_conflict_do_nothing())
 
     def restore_study(self, study: Study, revisions: Sequence[Revision]) -> None:
         """Write a study's revisions as they are, when the database is rebuilt."""
         with self._engine.begin() as db:
             db.execute(
-                sa.update(_studies)
-                .where(_studies.c.study == study.study)
+                sa.update(STUDIES)
+                .where(STUDIES.c.study == study.study)
                 .values(revision=study.revision, open=study.open)
             )
             for revision in revisions:
                 values = asdict(revision) | {"paths": list(revision.paths)}
-                db.execute(self._insert(_revisions).values(**values).on_conflict_do_nothing())
-
-    # Deliveries
+                db.execute(self._insert(REVISIONS).values(**values).on_conflict_do_nothing())
 
     def set_delivery(self, unit: str, destination: str, state: str, *, at: float, error: str = "") -> int:
         """Where a delivery stands now; how often it has been attempted (a state of pending counts none)."""
         attempt = 0 if state in {"withheld"} or (state == "pending" and not error) else 1
-        statement = self._insert(_deliveries).values(
+        statement = self._insert(DELIVERIES).values(
             unit=unit, destination=destination, state=state, attempts=attempt, error=error, updated_at=at
         )
         with self._engine.begin() as db:
@@ -430,69 +353,65 @@ class Store:
                     index_elements=["unit", "destination"],
                     set_={
                         "state": state,
-                        "attempts": _deliveries.c.attempts + attempt,
+                        "attempts": DELIVERIES.c.attempts + attempt,
                         "error": error,
                         "updated_at": at,
                     },
                 )
             )
-            query = sa.select(_deliveries.c.attempts).where(
-                _deliveries.c.unit == unit, _deliveries.c.destination == destination
+            query = sa.select(DELIVERIES.c.attempts).where(
+                DELIVERIES.c.unit == unit, DELIVERIES.c.destination == destination
             )
             return int(db.execute(query).scalar_one())
 
     def deliveries(self, *, unit: str | None = None, state: str | None = None) -> list[Delivery]:
         """Deliveries of a unit, or in a state."""
-        query = sa.select(_deliveries).order_by(_deliveries.c.updated_at)
+        query = sa.select(DELIVERIES).order_by(DELIVERIES.c.updated_at)
         if unit is not None:
-            query = query.where(_deliveries.c.unit == unit)
+            query = query.where(DELIVERIES.c.unit == unit)
         if state is not None:
-            query = query.where(_deliveries.c.state == state)
+            query = query.where(DELIVERIES.c.state == state)
         with self._engine.connect() as db:
             return [Delivery(**row) for row in db.execute(query).mappings()]
-
-    # Observations and quarantine
 
     def add_observation(self, unit: str, body: str) -> bool:
         """Keep an observation (JSON). False if the unit has one already."""
         with self._engine.begin() as db:
-            statement = self._insert(_observations).values(unit=unit, body=body).on_conflict_do_nothing()
+            statement = self._insert(OBSERVATIONS).values(unit=unit, body=body).on_conflict_do_nothing()
             return bool(db.execute(statement).rowcount)
 
     def observations(self, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """Observations with an id above ``after``, in the order of their ids."""
-        query = sa.select(_observations.c.id, _observations.c.body)
-        query = query.where(_observations.c.id > after).order_by(_observations.c.id).limit(limit)
+        query = sa.select(OBSERVATIONS.c.id, OBSERVATIONS.c.body)
+        query = query.where(OBSERVATIONS.c.id > after).order_by(OBSERVATIONS.c.id).limit(limit)
         with self._engine.connect() as db:
             return [(int(row.id), str(row.body)) for row in db.execute(query)]
 
     def quarantine(self, item: Quarantined) -> int:
         """Count an unusable instance; how often it has come."""
-        statement = self._insert(_quarantine).values(**asdict(item))
+        statement = self._insert(QUARANTINE).values(**asdict(item))
         with self._engine.begin() as db:
             db.execute(
                 statement.on_conflict_do_update(
                     index_elements=["digest"],
-                    set_={"count": _quarantine.c.count + 1, "last_seen": item.last_seen},
+                    set_={"count": QUARANTINE.c.count + 1, "last_seen": item.last_seen},
                 )
             )
-            query = sa.select(_quarantine.c["count"]).where(_quarantine.c.digest == item.digest)
+            query = sa.select(QUARANTINE.c["count"]).where(QUARANTINE.c.digest == item.digest)
             return int(db.execute(query).scalar_one())
 
     def quarantined(self) -> list[Quarantined]:
         """Everything in quarantine, oldest first."""
         with self._engine.connect() as db:
-            rows = db.execute(sa.select(_quarantine).order_by(_quarantine.c.first_seen)).mappings()
+            rows = db.execute(sa.select(QUARANTINE).order_by(QUARANTINE.c.first_seen)).mappings()
             return [Quarantined(**row) for row in rows]
-
-    # For the HTTP port
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many units by state, deliveries by state, and open studies."""
         with self._engine.connect() as db:
-            units = db.execute(sa.select(_units.c.state, sa.func.count()).group_by(_units.c.state)).all()
-            deliveries = db.execute(sa.select(_deliveries.c.state, sa.func.count()).group_by(_deliveries.c.state)).all()
-            waiting = db.execute(sa.select(sa.func.count()).where(_studies.c.open)).scalar_one()
+            units = db.execute(sa.select(UNITS.c.state, sa.func.count()).group_by(UNITS.c.state)).all()
+            deliveries = db.execute(sa.select(DELIVERIES.c.state, sa.func.count()).group_by(DELIVERIES.c.state)).all()
+            waiting = db.execute(sa.select(sa.func.count()).where(STUDIES.c.open)).scalar_one()
         return {
             "units": {str(state): int(count) for state, count in units},
             "deliveries": {str(state): int(count) for state, count in deliveries},
@@ -501,7 +420,7 @@ class Store:
 
     def oldest_waiting(self) -> float | None:
         """When the oldest unit that has not ended was made."""
-        query = sa.select(sa.func.min(_units.c.created_at)).where(_units.c.state.in_(["queued", "running"]))
+        query = sa.select(sa.func.min(UNITS.c.created_at)).where(UNITS.c.state.in_(["queued", "running"]))
         with self._engine.connect() as db:
             value = db.execute(query).scalar()
         return None if value is None else float(value)

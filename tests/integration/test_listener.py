@@ -243,7 +243,7 @@ def test_neither_log_nor_metrics_hold_an_identifier(
         assert sender.store(datasets[0], data=encode(datasets[0])[:-7]) == 0xC000
     out, err = capfd.readouterr()
     shown = out + err + caplog.text
-    assert "instance stored" in shown
+    assert "instance_stored" in shown
     assert node.node.site.hash(datasets[0].StudyInstanceUID) in shown
     for dataset in datasets:
         for secret in (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID):

@@ -1,14 +1,9 @@
-"""The UIDs that we make, and what a UID must look like."""
+"""The UIDs that we make."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-
-# Components of digits, none with a leading zero (PS3.5 section 9.1).
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_UID_LENGTH = 64  # characters, PS3.5 section 9.1
 
 
 def derived_uid(*parts: str) -> str:
@@ -35,8 +30,3 @@ def result_uid(*, node: str, study_uid: str, revision: int, model_digest: str, p
 def device_uid(node: str) -> str:
     """The UID of this node as a device."""
     return derived_uid("device", node)
-
-
-def valid_uid(text: str) -> bool:
-    """Whether a text is a UID by PS3.5 section 9.1."""
-    return len(text) <= _UID_LENGTH and _UID.fullmatch(text) is not None

@@ -173,11 +173,11 @@ class Listener:
     def _store(self, event: evt.Event) -> int:
         request, sender = event.request, clean_title(event.assoc.requestor.ae_title)
         if request.AffectedSOPClassUID != event.context.abstract_syntax:
-            log.warning("instance refused", reason="sop_class_not_supported", sender=sender)
+            log.warning("instance_refused", reason="sop_class_not_supported", sender=sender)
             return STATUS_SOP_CLASS_NOT_SUPPORTED
         data = request.DataSet.getvalue() if request.DataSet else b""
         if len(data) > self._settings.maximum_instance_bytes:
-            log.warning("instance refused", reason="larger than node.maximum_instance_bytes", sender=sender)
+            log.warning("instance_refused", reason="larger than node.maximum_instance_bytes", sender=sender)
             return STATUS_OUT_OF_RESOURCES
         received = Received(
             sop_class_uid=str(request.AffectedSOPClassUID),
@@ -191,18 +191,18 @@ class Listener:
         except UnusableInstanceError as error:
             return self._refuse(received, error)
         except SpoolFullError:
-            log.error("spool full", sender=sender, size=len(data))
+            log.error("spool_full", sender=sender, size=len(data))
             return STATUS_OUT_OF_RESOURCES
         except (OSError, SQLAlchemyError) as error:
-            log.error("instance not stored", sender=sender, error=type(error).__name__)
+            log.error("instance_not_stored", sender=sender, error=type(error).__name__)
             return STATUS_OUT_OF_RESOURCES
         except Exception as error:  # noqa: BLE001 - the edge: an answer must go out, and pynetdicom's would be 0xC211
-            log.error("instance not stored", sender=sender, error=type(error).__name__)
+            log.error("instance_not_stored", sender=sender, error=type(error).__name__)
             return STATUS_PROCESSING_FAILURE
         with self._lock:
             self._sent.setdefault(event.assoc, set()).add(stored.study)
         log.info(
-            "instance stored",
+            "instance_stored",
             study=stored.study,
             instance=stored.instance,
             sender=sender,
@@ -217,19 +217,19 @@ class Listener:
                 return  # an abort of ours is told twice: when it is sent, and when the association has ended
             self._aborted.add(event.assoc)
         metrics.ASSOCIATIONS.labels("aborted").inc()
-        log.warning("association aborted", sender=clean_title(event.assoc.requestor.ae_title or ""))
+        log.warning("association_aborted", sender=clean_title(event.assoc.requestor.ae_title or ""))
 
     def _refuse(self, received: Received, error: UnusableInstanceError) -> int:
         try:
             self._spool.quarantine(received, error)
         except (OSError, SQLAlchemyError) as failure:
-            log.error("quarantine failed", reason=error.code, error=type(failure).__name__)
+            log.error("quarantine_failed", reason=error.code, error=type(failure).__name__)
         return error.status
 
 
 def _count_accepted(event: evt.Event) -> None:
     metrics.ASSOCIATIONS.labels("accepted").inc()
-    log.debug("association accepted", sender=clean_title(event.assoc.requestor.ae_title))
+    log.debug("association_accepted", sender=clean_title(event.assoc.requestor.ae_title))
 
 
 def _count_rejected(event: evt.Event) -> None:
@@ -237,7 +237,7 @@ def _count_rejected(event: evt.Event) -> None:
     metrics.ASSOCIATIONS.labels(outcome).inc()
     request = event.assoc.requestor.primitive
     log.warning(
-        "association rejected",
+        "association_rejected",
         outcome=outcome,
         caller=clean_title(request.calling_ae_title),
         called=clean_title(request.called_ae_title),
@@ -282,7 +282,7 @@ def _check_data(event: evt.Event, maximum_bytes: int) -> None:
 
 def _abort(event: evt.Event, reason: str) -> None:
     event.pdu.presentation_data_value_items = []
-    log.warning("association refused", reason=reason)
+    log.warning("association_refused", reason=reason)
     event.assoc.abort()
 
 
@@ -360,7 +360,7 @@ class _GuardedSocket(socket.socket):
         if self._refused:
             return b""
         if (self._missing or self._head) and time.monotonic() > self._deadline:
-            log.warning("connection cut", reason="PDU not complete within node.network_timeout")
+            log.warning("connection_cut", reason="PDU not complete within node.network_timeout")
             raise TimeoutError("the PDU was not complete in time")
         if self._missing:
             data = super().recv(min(size, self._missing), flags)
@@ -382,7 +382,7 @@ class _GuardedSocket(socket.socket):
         kind, length = struct.unpack(">BxL", self._head)
         longest = self._longest_data_pdu if kind == _P_DATA else _LONGEST_OTHER_PDU_BYTES
         if kind not in _PDU_TYPES or length > longest:
-            log.warning("connection refused", reason="no PDU" if kind not in _PDU_TYPES else "PDU too long")
+            log.warning("connection_refused", reason="no PDU" if kind not in _PDU_TYPES else "PDU too long")
             self._refused = True
             return _NO_PDU[-len(data) :]
         self._head, self._missing = b"", length

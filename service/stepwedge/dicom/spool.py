@@ -192,7 +192,7 @@ class InstanceSpool:
             pending = sorted(self._unindexed)
         for path in pending:
             if self._reindex(path):
-                log.info("instance indexed later", instance=path.name.partition(".")[0])
+                log.info("instance_indexed_later", instance=path.name.partition(".")[0])
 
     def reconcile(self) -> int:
         """Index every instance and every quarantined file that the index lacks; how many instances that were.
@@ -226,7 +226,7 @@ class InstanceSpool:
         try:
             record = self._read_back(file)
         except (OSError, UnusableInstanceError) as error:
-            log.error("instance in the spool cannot be read", file=file.name, error=type(error).__name__)
+            log.error("instance_in_the_spool_cannot_be_read", file=file.name, error=type(error).__name__)
             with self._lock:
                 self._unindexed.discard(file)
             return False
@@ -294,7 +294,7 @@ class InstanceSpool:
             return self._is_own_result(pydicom.dcmread(file, stop_before_pixels=True))
         except FOREIGN_ERRORS as error:
             # It is none of ours: those are sound.
-            log.warning("header cannot be read", instance=file.name.partition(".")[0], error=type(error).__name__)
+            log.warning("header_cannot_be_read", instance=file.name.partition(".")[0], error=type(error).__name__)
             return False
 
     # Files
@@ -366,7 +366,7 @@ class InstanceSpool:
             path=str(file.relative_to(self._settings.data_dir)) if kept else None,
         )
         count = self._store.quarantine(item)
-        log.warning("instance refused", reason=error.code, sender=item.sender, kept=kept, digest=digest, count=count)
+        log.warning("instance_refused", reason=error.code, sender=item.sender, kept=kept, digest=digest, count=count)
 
     def _quarantine_file(self, file: Path, received: Received, error: UnusableInstanceError, now: float) -> bool:
         spool, size = self._settings.spool, len(received.data)

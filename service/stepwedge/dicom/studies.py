@@ -74,7 +74,7 @@ class StudyCloser:
         added = self._spool.reconcile()
         restored = restore_revisions(self._spool, self._store)
         self._to_queue |= {unit.unit: unit for unit in self._store.units(states=[State.QUEUED])}
-        log.info("spool reconciled", instances=added, revisions=restored, units_to_queue=len(self._to_queue))
+        log.info("spool_reconciled", instances=added, revisions=restored, units_to_queue=len(self._to_queue))
 
     def run(self, stop: threading.Event) -> None:
         """Look for complete studies until asked to stop."""
@@ -84,7 +84,7 @@ class StudyCloser:
                 self._spool.index_pending()
                 self.close_complete(time.time(), time.monotonic())
             except Exception as error:  # noqa: BLE001 - the edge of the role: recorded, and tried again at the next look
-                log.error("looking for complete studies failed", error=type(error).__name__)
+                log.error("looking_for_complete_studies_failed", error=type(error).__name__)
 
     def close_complete(self, now: float, monotonic: float) -> list[Unit]:
         """Close every study that is complete, and queue the units; the new ones are returned.
@@ -106,7 +106,7 @@ class StudyCloser:
                 made += self._close_if_complete(study, now, waited)
             except (OSError, SQLAlchemyError) as error:
                 # The disk or the database: other studies may go through, and this one is tried again.
-                log.error("study cannot be closed", study=study.study, error=type(error).__name__)
+                log.error("study_cannot_be_closed", study=study.study, error=type(error).__name__)
         self._to_queue |= {unit.unit: unit for unit in made}
         self._queue_units()
         return made
@@ -129,14 +129,14 @@ class StudyCloser:
         if isinstance(written, str):
             if self._store.close_study(study, None, contents=contents):
                 metrics.STUDIES_COMPLETED.labels(written).inc()
-                log.info("study complete", study=study.study, routing=written, instances=len(instances))
+                log.info("study_complete", study=study.study, routing=written, instances=len(instances))
             return []
         write_revision(self._spool, written)
         if not self._store.close_study(study, written.revision, written.units, contents=contents):
             return []  # an instance came in between; the file is written again when the study is quiet
         metrics.STUDIES_COMPLETED.labels("routed").inc()
         log.info(
-            "study complete",
+            "study_complete",
             study=study.study,
             routing="routed",
             revision=written.revision.revision,
@@ -195,7 +195,7 @@ class StudyCloser:
             try:
                 self._enqueue(unit)
             except Exception as error:  # noqa: BLE001 - whatever the queue raises: the unit is kept and tried again
-                log.error("unit cannot be queued", unit=unit.unit, error=type(error).__name__)
+                log.error("unit_cannot_be_queued", unit=unit.unit, error=type(error).__name__)
                 return
             del self._to_queue[unit.unit]
 
@@ -248,11 +248,11 @@ def restore_revisions(spool: InstanceSpool, store: Store) -> int:
         try:
             found = read_revision(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.error("revision cannot be read", study=file.parent.name, error=type(error).__name__)
+            log.error("revision_cannot_be_read", study=file.parent.name, error=type(error).__name__)
             continue
         study = store.study(found.revision.study)
         if study is None:
-            log.error("revision of a study without instances", study=file.parent.name)
+            log.error("revision_of_a_study_without_instances", study=file.parent.name)
             continue
         for unit in found.units:
             store.restore_unit(unit)

@@ -34,7 +34,9 @@ def presented(image: Image, spec: Input) -> FloatArray:
     else:
         low, high = image.value_range
     scale = 1.0 / max(high - low, float(np.finfo(np.float32).tiny))
-    scaled: FloatArray = np.clip((pixels - np.float32(low)) * np.float32(scale), 0.0, 1.0)
+    # Where the two percentiles are one value, whatever lies above it goes beyond float32, and is clipped.
+    with np.errstate(over="ignore"):
+        scaled: FloatArray = np.clip((pixels - np.float32(low)) * np.float32(scale), 0.0, 1.0)
     return scaled
 
 
@@ -43,7 +45,10 @@ def resized(pixels: FloatArray, spec: Input) -> FloatArray:
     rows, columns = pixels.shape
     if spec.fit == "crop":
         ratio = spec.columns / spec.rows
-        keep_rows, keep_columns = min(rows, round(columns / ratio)), min(columns, round(rows * ratio))
+        keep_rows, keep_columns = (
+            max(1, min(rows, round(columns / ratio))),
+            max(1, min(columns, round(rows * ratio))),
+        )
         top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
         pixels = pixels[top : top + keep_rows, left : left + keep_columns]
     elif spec.fit == "pad":

@@ -1,0 +1,91 @@
+"""The tables of the database. A change here is a change of ``VERSION``."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+VERSION = 1
+
+METADATA = sa.MetaData()
+SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
+INSTANCES = sa.Table(
+    "instances",
+    METADATA,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("instance", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("series_uid", sa.String(64), nullable=False),
+    sa.Column("sop_uid", sa.String(64), nullable=False),
+    sa.Column("sop_class_uid", sa.String(64), nullable=False),
+    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("routed", sa.Boolean, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+    sa.Column("sender", sa.String(16), nullable=False),
+)
+STUDIES = sa.Table(
+    "studies",
+    METADATA,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False),
+    sa.Column("first_instance_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("open", sa.Boolean, nullable=False, index=True),
+)
+REVISIONS = sa.Table(
+    "revisions",
+    METADATA,
+    sa.Column("study", sa.String(32), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("closed_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("paths", sa.JSON, nullable=False),
+)
+UNITS = sa.Table(
+    "units",
+    METADATA,
+    sa.Column("unit", sa.String(64), primary_key=True),
+    sa.Column("study", sa.String(32), nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("model_name", sa.String(48), nullable=False),
+    sa.Column("model_digest", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("reasons", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("last_instance_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("tries", sa.Integer, nullable=False),
+)
+DELIVERIES = sa.Table(
+    "deliveries",
+    METADATA,
+    sa.Column("unit", sa.String(64), primary_key=True),
+    sa.Column("destination", sa.String(32), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+OBSERVATIONS = sa.Table(
+    "observations",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("unit", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+QUARANTINE = sa.Table(
+    "quarantine",
+    METADATA,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("sender", sa.String(16), nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("first_seen", sa.Float, nullable=False),
+    sa.Column("last_seen", sa.Float, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("path", sa.Text),
+)

@@ -70,6 +70,7 @@ class CostFigures(_Strict):
 
     finding: str
     fold: str
+    condition: str  # what was done to the images, e.g. "as they are"
     prevalence: float
     miss: float
     false_alarm: float
@@ -196,7 +197,8 @@ def _decisions(evaluation: Evaluation) -> str:
             (s.name, str(s.cost), str(s.deferred), str(s.sensitivity), str(s.cleared_ill)) for s in costs.strategies
         ]
         parts.append(
-            f"{costs.finding} on the {costs.fold} fold, weighted to a prevalence of {costs.prevalence:.0%}; "
+            f"{costs.finding} on the {costs.fold} fold, images {costs.condition}, "
+            f"weighted to a prevalence of {costs.prevalence:.0%}; "
             f"a miss costs {costs.miss:g}, a false alarm {costs.false_alarm:g}, a deferral {costs.deferral:g}. "
             "Cost is per study.\n\n"
             + _table(("decided by", "expected cost", "deferred", "ill acted on", "ill cleared"), rows)

@@ -25,10 +25,11 @@ from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.dicom.report import write_report
-from stepwedge.errors import StepwedgeError
+from stepwedge.dicom.texts import element_text
+from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
 from stepwedge.identity import Site
 from stepwedge.manifest import selects
-from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of
+from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of, rejected_image
 from stepwedge.records import FloatArray, Image, ImageResult, Reason, State, UnitResult, Verdict
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, Unit, unit_id
@@ -36,6 +37,8 @@ from stepwedge.store import Revision, Unit, unit_id
 log = structlog.get_logger()
 
 _RESULT = "result.json"
+_SCHEMA = 1  # of that file
+_UNFINISHED_SECONDS = 3600.0  # no analysis takes this long
 _unit_result = TypeAdapter(UnitResult)
 _unit = TypeAdapter(Unit)
 
@@ -52,6 +55,7 @@ class Published:
     objects: tuple[ReportObject, ...]
     observation: str  # JSON
     unit: Unit
+    destinations: tuple[str, ...]  # that were in the settings when the result was made
 
 
 def results_dir(settings: Settings) -> Path:
@@ -60,26 +64,34 @@ def results_dir(settings: Settings) -> Path:
 
 
 def read_published(settings: Settings, unit: str) -> Published | None:
-    """The result of a unit, or None if there is none yet."""
+    """The result of a unit, or None if there is none yet. Raises StepwedgeError for one that cannot be read."""
     folder = results_dir(settings) / unit
     try:
         values = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        if values["schema"] != _SCHEMA:
+            raise StepwedgeError(f"{folder}: the result has schema {values['schema']}, this version reads {_SCHEMA}")
+        return Published(
+            result=_unit_result.validate_python(values["result"]),
+            objects=tuple(ReportObject(**(item | {"path": folder / item["path"]})) for item in values["objects"]),
+            observation=json.dumps(values["observation"]),
+            unit=_unit.validate_python(values["unit"]),
+            destinations=tuple(values["destinations"]),
+        )
     except FileNotFoundError:
         return None
-    return Published(
-        result=_unit_result.validate_python(values["result"]),
-        objects=tuple(ReportObject(**(item | {"path": folder / item["path"]})) for item in values["objects"]),
-        observation=json.dumps(values["observation"]),
-        unit=Unit(
-            **(values["unit"] | {"state": State(values["unit"]["state"]), "reasons": tuple(values["unit"]["reasons"])})
-        ),
-    )
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{folder}: the result cannot be read ({type(error).__name__}); restore it from a backup"
+        raise StepwedgeError(message) from None
 
 
 def published_units(settings: Settings) -> Iterator[Published]:
-    """Every result that lies in its folder."""
+    """Every result that lies in its folder; one that cannot be read is named in the log and left where it is."""
     for file in sorted(results_dir(settings).glob(f"[!.]*/{_RESULT}")):
-        published = read_published(settings, file.parent.name)
+        try:
+            published = read_published(settings, file.parent.name)
+        except StepwedgeError as error:
+            log.error("result_unreadable", unit=file.parent.name, error=str(error))
+            continue
         if published is not None:
             yield published
 
@@ -131,11 +143,16 @@ def analyse_unit(
         if not file.exists():
             missing = True
             continue
-        dataset = read_dataset(file)
+        try:
+            dataset = read_dataset(file, maximum_bytes=settings.worker.maximum_decoded_bytes)
+        except (UnusableInstanceError, DecodeError) as error:
+            images.append(rejected_image(_instance_of(file), Reason(code=error.code, detail=str(error))))
+            pictures.append(None)
+            continue
         header = read_header(dataset, site.hash)
         if not selects(equipment.package.manifest, modality=header.modality, has_pixels="PixelData" in dataset):
             continue
-        case = Case(instance=file.name.split(".")[0], header=header, decode=_decoder(dataset, settings))
+        case = Case(instance=_instance_of(file), header=header, decode=_decoder(dataset, settings))
         result, picture = analyse_image(case, equipment)
         images.append(result)
         pictures.append(picture)
@@ -144,6 +161,9 @@ def analyse_unit(
     state, reasons, findings = combine(images, equipment)
     if missing:
         state, reasons, findings = State.FAILED, (Reason(code="instance_missing"),), ()
+    elif not of_one_patient(evidence):
+        # Whose result it would be cannot be known, so that no report is written: see `_publish`.
+        state, reasons, findings = State.DEFERRED, (Reason(code="patient_mismatch"),), ()
     assert equipment.policy is not None
     unit_result = UnitResult(
         unit=unit.unit,
@@ -203,7 +223,7 @@ def _publish(
         started = time.perf_counter()
         wanted = {State.DEFERRED: settings.report.deferred, State.REJECTED: settings.report.rejected}
         objects: Sequence[ReportObject] = ()
-        if wanted.get(result.state, True):
+        if wanted.get(result.state, True) and of_one_patient(evidence) and evidence:
             try:
                 objects = write_report(
                     temporary,
@@ -224,12 +244,17 @@ def _publish(
             ended_at=time.time(),
         )
         values = {
+            "schema": _SCHEMA,
             "result": _unit_result.dump_python(result, mode="json"),
             "objects": [asdict(item) | {"path": item.path.name} for item in objects],
             "observation": json.loads(observation_of(result, ms).to_json()),
             "unit": _unit.dump_python(ended, mode="json"),
+            "destinations": [destination.name for destination in settings.destinations],
         }
         _write_durable(temporary / _RESULT, json.dumps(values))
+        if folder.exists() and not (folder / _RESULT).exists():
+            # Somebody took the result out of it. What is left is kept aside.
+            folder.rename(folder.with_name(f".{folder.name}.without-result.{time.time_ns()}"))
         try:
             temporary.rename(folder)
         except OSError:
@@ -238,6 +263,38 @@ def _publish(
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def of_one_patient(headers: Sequence[pydicom.Dataset]) -> bool:
+    """Whether no two headers name different patients. What a header leaves empty contradicts nothing."""
+    for keyword in ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientName"):
+        values = {element_text(header, keyword).partition("=")[0] for header in headers}
+        if len({_plain(value) for value in values} - {""}) > 1:
+            return False
+    return True
+
+
+def _plain(value: str) -> str:
+    """A value without what senders write differently: case, blanks, empty name components at the end."""
+    return " ".join(value.replace("^", " ").split()).casefold()
+
+
+def remove_unfinished(settings: Settings) -> int:
+    """Remove what a killed worker had not finished writing, once nobody can be writing it; how many folders."""
+    before = time.time() - _UNFINISHED_SECONDS
+    stale = [
+        folder
+        for folder in results_dir(settings).glob(".*")
+        if folder.is_dir() and "without-result" not in folder.name and folder.stat().st_mtime < before
+    ]
+    for folder in stale:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(stale)
+
+
+def _instance_of(file: Path) -> str:
+    """The key of an instance, from the name of its file in the spool."""
+    return file.name.partition(".")[0]
 
 
 def _node(settings: Settings, site: Site) -> NodeIdentity:

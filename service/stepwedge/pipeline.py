@@ -176,6 +176,12 @@ def analyse_image(case: Case, equipment: Equipment) -> tuple[ImageResult, FloatA
     return result, _picture(case, equipment)
 
 
+def rejected_image(instance: str, reason: Reason) -> ImageResult:
+    """The result for an object that is not even an image."""
+    gate = GateVerdict(verdict=Verdict.REJECT, reasons=(reason,))
+    return ImageResult(instance=instance, state=State.REJECTED, reasons=(reason,), header=Header(), gate=gate)
+
+
 def combine(
     images: Sequence[ImageResult], equipment: Equipment
 ) -> tuple[State, tuple[Reason, ...], tuple[Finding, ...]]:

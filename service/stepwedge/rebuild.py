@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from stepwedge.analysis import delivered_at, published_units
+from stepwedge.analysis import published_units
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.dicom.studies import restore_revisions
@@ -15,6 +15,7 @@ from stepwedge.identity import load_site
 from stepwedge.manifest import load_package
 from stepwedge.rundir import hold, is_beating
 from stepwedge.settings import Settings
+from stepwedge.steps import plan_deliveries
 from stepwedge.store import Store
 
 log = structlog.get_logger()
@@ -61,13 +62,6 @@ def restore_results(settings: Settings, store: Store) -> int:
         store.restore_unit(unit)
         store.set_unit(unit.unit, unit.state, unit.reasons, at=unit.ended_at)
         store.add_observation(unit.unit, published.observation)
-        for destination in settings.destinations if published.objects else ():
-            at = delivered_at(settings, unit.unit, destination.name)
-            if at is not None:
-                store.set_delivery(unit.unit, destination.name, "delivered", at=at)
-            elif published.result.policy.demonstration and not destination.accepts_demonstration:
-                store.set_delivery(unit.unit, destination.name, "withheld", at=time.time())
-            else:
-                store.set_delivery(unit.unit, destination.name, "pending", at=time.time())
+        plan_deliveries(settings, store, published)
         count += 1
     return count

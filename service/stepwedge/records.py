@@ -13,7 +13,7 @@ FloatArray = NDArray[np.float32]
 
 
 class State(StrEnum):
-    """Where an image, a unit of work or a study stands. The last four are ends."""
+    """Where an image, a unit of work or a study stands. All but the first three are ends."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -22,6 +22,7 @@ class State(StrEnum):
     DEFERRED = "deferred"
     REJECTED = "rejected"
     FAILED = "failed"
+    SUPERSEDED = "superseded"  # units only: a newer revision, or a newer model, answers instead
 
 
 class Verdict(StrEnum):
@@ -69,6 +70,10 @@ REASONS: Mapping[str, str] = {
     "inference_refused": "The inference server refused the request",
     "model_output_invalid": "The model gave an output that is not finite or not of the declared shape",
     "report_failed": "The report could not be written",
+    "patient_mismatch": "The images of the study name different patients; nothing is reported for any of them",
+    "model_not_configured": "The model that was to answer is no longer in the settings",
+    "newer_revision": "A newer revision of the study came before this one was analysed",
+    "model_replaced": "The model was replaced by another version before this unit was analysed",
     "instance_missing": "An instance of the study is no longer in the spool",
     "internal_error": "An unexpected error; the log names it",
     # Studies and instances.

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import workflow
+from stepwedge.analysis import remove_unfinished
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.deliver import DicomSink
 from stepwedge.dicom.listener import Listener
@@ -30,6 +31,7 @@ from stepwedge.policy import Policy, load_policy
 from stepwedge.records import State
 from stepwedge.rundir import Heartbeat, is_beating
 from stepwedge.settings import Settings
+from stepwedge.steps import Bench
 from stepwedge.store import Store
 
 log = structlog.get_logger()
@@ -100,9 +102,14 @@ def work(settings: Settings) -> int:
             undo.callback(client.close)
             equipment[package.digest] = Equipment(package=package, engine=client, policy=policy)
         sinks = {to.name: DicomSink(to, calling_ae=settings.node.ae_title) for to in settings.destinations}
-        bench = workflow.Bench(
+        bench = Bench(
             settings=settings, site=load_site(settings.data_dir), store=store, equipment=equipment, sinks=sinks
         )
+        remove_unfinished(settings)
+        # Other workers know by this whether what we have started will go on.
+        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}")
+        executor.start()
+        undo.callback(executor.stop)
         queue = workflow.WorkQueue(bench)
         undo.callback(queue.stop)
         checks = {"inference": lambda: ready(inference.base_url)}

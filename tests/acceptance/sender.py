@@ -25,14 +25,18 @@ class Sent:
     file: Path
 
 
-def make_study(folder: Path, number: int, brightness: float = BRIGHT, study_uid: str | None = None) -> Sent:
-    """A DX image whose mean is ``brightness`` of its range, with an invented patient."""
+def make_study(
+    folder: Path, number: int, brightness: float = BRIGHT, *, study_uid: str | None = None, patient: int | None = None
+) -> Sent:
+    """A DX image whose mean is ``brightness`` of its range, of an invented patient (by default one of its own)."""
+    patient = number if patient is None else patient
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[0:1:96j, 0:1:80j]
     ribs = np.cos(rows * rng.uniform(20, 40) + columns * rng.uniform(2, 6)) + 0.3 * np.cos(columns * 12)
     texture = 0.1 * ribs + rng.normal(0, 0.01, ribs.shape)
     pixels = np.clip((brightness + texture - texture.mean()) * 255, 0, 255).astype(np.uint8)
-    dataset = wrap_image(pixels, rng=rng, shortest_side=80, age_years=4, patient_name=f"Invented^Patient {number:03}")
+    dataset = wrap_image(pixels, rng=rng, shortest_side=80, age_years=4, patient_name=f"Invented^Patient {patient:03}")
+    dataset.PatientID = f"INV{patient:03}"
     if study_uid is not None:
         dataset.StudyInstanceUID = study_uid
     folder.mkdir(parents=True, exist_ok=True)

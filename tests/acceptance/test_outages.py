@@ -85,7 +85,7 @@ def test_a_late_image_makes_a_revision_that_names_the_one_before(
     first = make_study(tmp_path, 2)
     send(service.settings.node.port, first.file)
     _ended(service, first.study_uid)
-    late = make_study(tmp_path, 3, study_uid=first.study_uid)
+    late = make_study(tmp_path, 3, study_uid=first.study_uid, patient=2)
     send(service.settings.node.port, late.file)
     unit = _ended(service, first.study_uid, revision=2)
     until(lambda: len(orthanc.instances(first.study_uid)) == 4, "both revisions are in the PACS", service)
@@ -97,6 +97,23 @@ def test_a_late_image_makes_a_revision_that_names_the_one_before(
     earlier = read_published(service.settings, unit.unit.replace(".2.", ".1."))
     assert earlier is not None
     assert named.ReferencedSOPInstanceUID == earlier.objects[0].sop_instance_uid
+
+
+def test_a_late_image_of_another_patient_is_reported_to_nobody(
+    service: Service, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    first = make_study(tmp_path, 8)
+    send(service.settings.node.port, first.file)
+    _ended(service, first.study_uid)
+    until(lambda: len(orthanc.instances(first.study_uid)) == 2, "the first report is in the PACS", service)
+    stray = make_study(tmp_path, 9, study_uid=first.study_uid)
+    send(service.settings.node.port, stray.file)
+    unit = _ended(service, first.study_uid, revision=2)
+    assert (str(unit.state), unit.reasons) == ("deferred", ("patient_mismatch",))
+    published = read_published(service.settings, unit.unit)
+    assert published is not None
+    assert published.objects == ()
+    assert len(orthanc.instances(first.study_uid)) == 2
 
 
 def test_the_same_study_sent_again_changes_nothing(service: Service, orthanc: Orthanc, tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""What each step of the durable workflow does. Every step may run twice, and a step cut short is run again.
+
+A result is published once (``analysis``), its deliveries are written down before the unit is said to have ended, and a
+delivery always sends the bytes that were kept before the first one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from stepwedge import metrics
+from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
+from stepwedge.errors import DeliveryError, InferenceUnavailableError
+from stepwedge.identity import Site
+from stepwedge.observation import Observation
+from stepwedge.pipeline import Equipment
+from stepwedge.records import State
+from stepwedge.seams import ResultSink
+from stepwedge.settings import Destination, Settings
+from stepwedge.store import Store, Unit, unit_id
+
+log = structlog.get_logger()
+
+# What `analyse` says beside the states that are ends.
+UNAVAILABLE = "unavailable"  # the inference server does not answer
+WAITING = "waiting"  # an earlier revision is being analysed
+PENDING, DELIVERED, WITHHELD = "pending", "delivered", "withheld"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the steps work with. ``equipment`` is by model digest, ``sinks`` by destination."""
+
+    settings: Settings
+    site: Site
+    store: Store
+    equipment: Mapping[str, Equipment]
+    sinks: Mapping[str, ResultSink]
+
+
+def analyse(bench: Bench, name: str) -> str:
+    """Analyse and observe one unit, and write down its deliveries.
+
+    Returns
+    -------
+    The state that the unit ends in, or ``UNAVAILABLE`` or ``WAITING``: then it is to be tried again.
+    """
+    unit = bench.store.unit(name)
+    if unit is None:
+        log.error("unit_unknown", unit=name)
+        return str(State.FAILED)
+    try:
+        return _analyse(bench, unit)
+    except InferenceUnavailableError as error:
+        bench.store.set_unit(name, State.QUEUED, ("inference_unavailable",))
+        log.warning("inference_unavailable", unit=name, error=str(error))
+        return UNAVAILABLE
+    except Exception as error:  # noqa: BLE001 - the edge of the work: record it, show it, go on with the next
+        log.error("analysis_failed", unit=name, error=type(error).__name__, where=where(error))
+        return fail(bench, unit, "internal_error")
+
+
+def give_up(bench: Bench, name: str) -> str:
+    """End a unit that no inference server has answered for."""
+    unit = bench.store.unit(name)
+    return str(State.FAILED) if unit is None else fail(bench, unit, "inference_unavailable")
+
+
+def deliver(bench: Bench, name: str, destination: str) -> str:
+    """Send the kept bytes to one destination, once; ``PENDING``, ``DELIVERED`` or ``WITHHELD`` afterwards."""
+    try:
+        return _deliver(bench, name, destination)
+    except DeliveryError as error:
+        return _try_again(bench.store, name, destination, str(error))
+    except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
+        return _try_again(bench.store, name, destination, f"internal error {type(error).__name__} at {where(error)}")
+
+
+def plan_deliveries(settings: Settings, store: Store, published: Published) -> None:
+    """Write down which destinations get a result. Destinations that came into the settings later get none of it."""
+    name = published.unit.unit
+    known = {delivery.destination for delivery in store.deliveries(unit=name)}
+    for destination in published.destinations if published.objects else ():
+        if destination in known:
+            continue
+        at = delivered_at(settings, name, destination)
+        if at is not None:
+            store.set_delivery(name, destination, DELIVERED, at=at)
+            continue
+        reason = _withheld_because(settings, published, destination)
+        if reason:
+            metrics.DELIVERIES.labels(destination, WITHHELD).inc()
+        store.set_delivery(name, destination, WITHHELD if reason else PENDING, at=time.time(), error=reason)
+
+
+def fail(bench: Bench, unit: Unit, reason: str) -> str:
+    """End a unit that has no result; its observation says no more than that."""
+    return _end_without_result(bench, unit, State.FAILED, reason)
+
+
+def where(error: BaseException) -> str:
+    """Module and line of an error: enough to find it, and none of the values that its message may quote."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace else ""
+
+
+def _analyse(bench: Bench, unit: Unit) -> str:
+    published = read_published(bench.settings, unit.unit)
+    if published is not None:
+        return _finish(bench, published)
+    others = [other for other in bench.store.units(study=unit.study) if other.model_name == unit.model_name]
+    if any(other.revision > unit.revision for other in others):
+        return _end_without_result(bench, unit, State.SUPERSEDED, "newer_revision")
+    if any(other.revision < unit.revision and other.state is State.RUNNING for other in others):
+        return WAITING
+    equipment = bench.equipment.get(unit.model_digest)
+    if equipment is None:
+        return _replaced(bench, unit)
+    revision = bench.store.revision(unit.study, unit.revision)
+    if revision is None:
+        return fail(bench, unit, "instance_missing")
+    bench.store.set_unit(unit.unit, State.RUNNING)
+    result, observation = analyse_unit(unit, revision, settings=bench.settings, site=bench.site, equipment=equipment)
+    published = read_published(bench.settings, unit.unit)
+    if published is not None:
+        return _finish(bench, published)
+    bench.store.add_observation(_failed_key(unit), observation)
+    return _end(bench.store, unit, result.state, tuple(reason.code for reason in result.reasons))
+
+
+def _finish(bench: Bench, published: Published) -> str:
+    """What follows a published result, in an order that leaves nothing unsaid wherever it is cut short."""
+    unit, result = published.unit, published.result
+    if bench.store.add_observation(unit.unit, published.observation):
+        for stage, value in json.loads(published.observation)["ms"].items():
+            metrics.STAGE_SECONDS.labels(stage).observe(value / 1000.0)
+    plan_deliveries(bench.settings, bench.store, published)
+    return _end(bench.store, unit, result.state, tuple(reason.code for reason in result.reasons))
+
+
+def _replaced(bench: Bench, unit: Unit) -> str:
+    """End a unit whose model is no longer configured; another version of it, if there is one, gets the work."""
+    for equipment in bench.equipment.values():
+        if equipment.package.manifest.name != unit.model_name:
+            continue
+        digest = equipment.package.digest
+        successor = replace(
+            unit,
+            unit=unit_id(unit.study, unit.revision, digest),
+            model_digest=digest,
+            state=State.QUEUED,
+            reasons=(),
+            tries=0,
+        )
+        bench.store.restore_unit(successor)
+        return _end_without_result(bench, unit, State.SUPERSEDED, "model_replaced")
+    return fail(bench, unit, "model_not_configured")
+
+
+def _deliver(bench: Bench, name: str, destination: str) -> str:
+    published = read_published(bench.settings, name)
+    sink = bench.sinks.get(destination)
+    if published is None:
+        return _withhold(bench.store, name, destination, "the result is no longer there; restore it from a backup")
+    reason = _withheld_because(bench.settings, published, destination)
+    if reason or sink is None:
+        return _withhold(bench.store, name, destination, reason)
+    if _an_earlier_one_waits(bench.store, published.unit, destination):
+        return PENDING
+    started = time.perf_counter()
+    if delivered_at(bench.settings, name, destination) is None:
+        sink.send([item.path for item in published.objects])
+        write_receipt(bench.settings, name, destination, time.time())
+    at = delivered_at(bench.settings, name, destination) or time.time()
+    bench.store.set_delivery(name, destination, DELIVERED, at=at)
+    metrics.DELIVERIES.labels(destination, DELIVERED).inc()
+    metrics.STAGE_SECONDS.labels("deliver").observe(time.perf_counter() - started)
+    metrics.TURNAROUND_SECONDS.labels(destination).observe(max(0.0, at - published.unit.last_instance_at))
+    log.info("delivered", unit=name, destination=destination, objects=len(published.objects))
+    return DELIVERED
+
+
+def _an_earlier_one_waits(store: Store, unit: Unit, destination: str) -> bool:
+    """Whether an earlier revision is still to go there: the order in which a PACS gets them is their order."""
+    earlier = [
+        other.unit
+        for other in store.units(study=unit.study)
+        if other.model_name == unit.model_name and other.revision < unit.revision
+    ]
+    return any(
+        delivery.destination == destination and delivery.state == PENDING
+        for name in earlier
+        for delivery in store.deliveries(unit=name)
+    )
+
+
+def _withheld_because(settings: Settings, published: Published, destination: str) -> str:
+    """Why a result does not go to a destination; empty if it does. Asked again at each attempt: settings change."""
+    found: Destination | None = next((d for d in settings.destinations if d.name == destination), None)
+    if found is None:
+        return "the destination is not in the settings"
+    if published.result.policy.demonstration and not found.accepts_demonstration:
+        return "demonstration results do not go there"
+    return ""
+
+
+def _withhold(store: Store, name: str, destination: str, reason: str) -> str:
+    store.set_delivery(name, destination, WITHHELD, at=time.time(), error=reason)
+    metrics.DELIVERIES.labels(destination, WITHHELD).inc()
+    log.warning("delivery_withheld", unit=name, destination=destination, reason=reason)
+    return WITHHELD
+
+
+def _try_again(store: Store, name: str, destination: str, error: str) -> str:
+    attempts = store.set_delivery(name, destination, PENDING, at=time.time(), error=error)
+    metrics.DELIVERIES.labels(destination, "failed").inc()
+    log.warning("delivery_failed", unit=name, destination=destination, attempts=attempts, error=error)
+    return PENDING
+
+
+def _end_without_result(bench: Bench, unit: Unit, state: State, reason: str) -> str:
+    equipment = bench.equipment.get(unit.model_digest)
+    row = Observation(
+        unit=unit.unit,
+        study=unit.study,
+        revision=unit.revision,
+        time=datetime.now().astimezone().isoformat(timespec="milliseconds"),
+        model_name=unit.model_name,
+        model_version=equipment.package.manifest.version if equipment else "",
+        model_digest=unit.model_digest,
+        policy_digest=equipment.policy.digest if equipment and equipment.policy else "",
+        state=str(state),
+        reasons=(reason,),
+    )
+    bench.store.add_observation(_failed_key(unit) if state is State.FAILED else unit.unit, row.to_json())
+    return _end(bench.store, unit, state, (reason,))
+
+
+def _failed_key(unit: Unit) -> str:
+    """A failed try has a row of its own: the try that succeeds has the unit's."""
+    return f"{unit.unit}!{unit.tries}"
+
+
+def _end(store: Store, unit: Unit, state: State, reasons: tuple[str, ...]) -> str:
+    before = store.unit(unit.unit)
+    store.set_unit(unit.unit, state, reasons, at=time.time())
+    if before is None or before.state is not state:
+        metrics.UNITS.labels(unit.model_name, str(state)).inc()
+        for reason in reasons:
+            metrics.REASONS.labels(unit.model_name, reason).inc()
+        log.info("unit_ended", unit=unit.unit, model=unit.model_name, state=str(state), reasons=list(reasons))
+    return str(state)

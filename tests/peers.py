@@ -60,7 +60,7 @@ class Orthanc:
     def started(cls, folder: Path, *, dicom_port: int | None = None) -> Iterator[Orthanc]:
         """Start Orthanc with its data in a folder, and stop it afterwards."""
         program = require_tool("Orthanc")
-        ports = _free_ports(2)
+        ports = free_ports(2)
         own_dicom_port, http_port = dicom_port or ports[0], ports[1]
         file = folder / "orthanc.json"
         configuration = {
@@ -120,7 +120,8 @@ class Orthanc:
         raise AssertionError(f"Orthanc did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """TCP ports on loopback that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

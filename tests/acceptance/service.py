@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 import yaml
+from peers import free_ports
 from stepwedge.settings import Settings, load_settings
 from stepwedge.store import Store
 
@@ -142,17 +142,6 @@ def destination(
         "accepts_demonstration": demonstration,
         "timeout_seconds": 10,
     }
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def until(condition: Callable[[], Any], what: str, service: Service | None = None) -> Any:

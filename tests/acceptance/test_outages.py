@@ -8,12 +8,12 @@ from pathlib import Path
 import pydicom
 import pytest
 from packages import write_package, write_policy
-from peers import Orthanc
+from peers import Orthanc, free_ports
 from sender import BRIGHT, DARK, MIDDLE, make_study, send
 from stepwedge.analysis import read_published
 from stepwedge.store import Unit
 
-from service import Service, destination, free_ports, settings_for, until
+from service import Service, destination, settings_for, until
 
 
 @pytest.fixture(scope="module")

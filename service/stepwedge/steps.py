@@ -16,7 +16,7 @@ import structlog
 
 from stepwedge import metrics
 from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
-from stepwedge.errors import DeliveryError, InferenceUnavailableError
+from stepwedge.errors import InferenceUnavailableError, StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.observation import Observation
 from stepwedge.pipeline import Equipment
@@ -76,7 +76,7 @@ def deliver(bench: Bench, name: str, destination: str) -> str:
     """Send the kept bytes to one destination, once; ``PENDING``, ``DELIVERED`` or ``WITHHELD`` afterwards."""
     try:
         return _deliver(bench, name, destination)
-    except DeliveryError as error:
+    except StepwedgeError as error:  # a destination that refuses, or a result that cannot be read
         return _try_again(bench.store, name, destination, str(error))
     except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
         return _try_again(bench.store, name, destination, f"internal error {type(error).__name__} at {where(error)}")
@@ -100,7 +100,15 @@ def plan_deliveries(settings: Settings, store: Store, published: Published) -> N
 
 
 def fail(bench: Bench, unit: Unit, reason: str) -> str:
-    """End a unit that has no result; its observation says no more than that."""
+    """End a unit that has no result; its observation says no more than that. One that has a result keeps it."""
+    try:
+        published = read_published(bench.settings, unit.unit)
+    except StepwedgeError as error:
+        log.error("result_unreadable", unit=unit.unit, error=str(error))
+        published = None
+    if published is not None:
+        # What went wrong came after the result, which may be on its way to a destination already.
+        return _finish(bench, published)
     return _end_without_result(bench, unit, State.FAILED, reason)
 
 

@@ -32,6 +32,11 @@ class Verdict(StrEnum):
     DEFER = "defer"
     REJECT = "reject"
 
+    @property
+    def severity(self) -> int:
+        """How bad it is: of several verdicts, the largest counts."""
+        return list(Verdict).index(self)
+
 
 class Decision(StrEnum):
     """What the least expected cost makes of a calibrated probability."""
@@ -41,6 +46,9 @@ class Decision(StrEnum):
     DEFER = "defer"  # leave it to a person
     NONE = "none"  # not decided: the policy states no costs, or the finding it depends on was not acted upon
 
+
+# What a coded attribute of a header reads as whose value is no term that is known.
+OTHER_TERM = "OTHER"
 
 # Every reason that a verdict, a state or a quarantine may carry: its code, and what a person reads.
 REASONS: Mapping[str, str] = {
@@ -54,6 +62,7 @@ REASONS: Mapping[str, str] = {
     "age_missing": "The header gives no usable age or birth date, and the intended use needs it",
     "multi_frame": "The image has several frames, and the model takes one",
     # The pixel data.
+    "image_format_not_supported": "The file is an image of a kind that is not read here (PNG, JPEG and TIFF are)",
     "pixel_data_missing": "The object has no pixel data",
     "pixel_data_truncated": "The pixel data is shorter than the header says",
     "pixel_data_undecodable": "The pixel data cannot be decoded",
@@ -76,6 +85,7 @@ REASONS: Mapping[str, str] = {
     "model_replaced": "The model was replaced by another version before this unit was analysed",
     "instance_missing": "An instance of the study is no longer in the spool",
     "internal_error": "An unexpected error; the log names it",
+    "unreadable": "The file cannot be read",
     # Studies and instances.
     "no_model_selects": "No configured model selects an image of this study",
     "not_dicom": "The object cannot be parsed as DICOM",
@@ -105,15 +115,18 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What the gate and the monitor read of an image's header. Nothing here identifies a patient."""
+    """What the gate and the monitor read of an image's header. Nothing here identifies a patient.
+
+    Coded attributes hold known terms, or ``OTHER_TERM``.
+    """
 
     sop_class_uid: str = ""
     transfer_syntax_uid: str = ""
     modality: str = ""
     body_part: str = ""
     view_position: str = ""
-    age_years: float | None = None  # from (0010,1010), else from birth date and study date
-    sex: str = ""
+    age_years: float | None = None  # from (0010,1010), else from birth date and study date; 90.0: 90 or older
+    sex: str = ""  # M, F, O
     manufacturer: str = ""
     model_name: str = ""
     station: str = ""  # keyed hash of the station name

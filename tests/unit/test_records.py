@@ -56,3 +56,8 @@ def test_two_verdicts_do_not_share_their_measures() -> None:
 def test_states_verdicts_and_decisions_are_written_as_their_words() -> None:
     assert f"{State.REPORTED} {Verdict.DEFER} {Decision.ACT}" == "reported defer act"
     assert State("deferred") is State.DEFERRED
+
+
+def test_of_several_verdicts_the_worst_is_the_most_severe() -> None:
+    assert max(Verdict, key=lambda verdict: verdict.severity) is Verdict.REJECT
+    assert [verdict.severity for verdict in (Verdict.ACCEPT, Verdict.DEFER, Verdict.REJECT)] == [0, 1, 2]

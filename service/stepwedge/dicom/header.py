@@ -1,4 +1,8 @@
-"""What the gate and the monitor read of an image's header. Nothing of it identifies a patient."""
+"""What the gate and the monitor read of an image's header. Nothing of it identifies a patient.
+
+A coded attribute may hold whatever somebody typed, a name too. So a value is kept only where it is one of the terms in
+``terms``; any other reads as ``OTHER``, which no package can intend.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,18 @@ from stepwedge.dicom.attributes import (
     transfer_syntax_of,
     value_of,
 )
-from stepwedge.records import Header
+from stepwedge.dicom.terms import (
+    BODY_PARTS,
+    BURNED_IN_ANNOTATIONS,
+    MODALITIES,
+    PHOTOMETRIC_INTERPRETATIONS,
+    PRIORITIES,
+    VIEWS,
+)
+from stepwedge.records import OTHER_TERM, Header
 
 _MAXIMUM_AGE_YEARS = 130.0
+_OLDEST_AGE_YEARS = 90.0  # "90 or older" is one category (45 CFR 164.514(b)(2)(i)(C)): an age above identifies
 _AGE = re.compile(r"\s*(\d{1,3})\s*([DWMY]?)\s*", re.IGNORECASE)
 _PER_YEAR = {"D": 365.2425, "W": 365.2425 / 7, "M": 12.0, "Y": 1.0, "": 1.0}
 _DATE = re.compile(r"\s*(\d{4})([.\-/]?)(\d{2})\2(\d{2})\s*")  # ACR-NEMA wrote dots
@@ -50,6 +63,11 @@ _REGIONS = {
     "T-04000": "BREAST",
 }
 _SNOMED = {"SCT", "SRT", "SNM3", "99SDM"}
+_SEXES = {"M", "F", "O"}
+_UID = re.compile(r"[0-9.]{1,64}")
+_NAME_MARKS = frozenset("^=")  # what separates the components and groups of a person's name (PS3.5 section 6.2.1)
+_NAME_WORD = 3  # letters; shorter parts of a name are found in words that are none
+_PUNCTUATION = frozenset(" -_./()+")
 
 
 def _no_hash(_name: str) -> str:
@@ -67,18 +85,19 @@ def read_header(dataset: Dataset, station_hash: Callable[[str], str] = _no_hash)
     """
     quieten_pydicom()
     station = text_of(dataset, "StationName")
+    sex = text_of(dataset, "PatientSex").upper()
     return Header(
-        sop_class_uid=text_of(dataset, "SOPClassUID"),
-        transfer_syntax_uid=transfer_syntax_of(dataset),
-        modality=text_of(dataset, "Modality").upper(),
+        sop_class_uid=_uid(text_of(dataset, "SOPClassUID")),
+        transfer_syntax_uid=_uid(transfer_syntax_of(dataset)),
+        modality=_term(dataset, "Modality", MODALITIES),
         body_part=_body_part(dataset),
         view_position=_view(dataset),
         age_years=_age_years(dataset),
-        sex=text_of(dataset, "PatientSex").upper(),
-        manufacturer=text_of(dataset, "Manufacturer"),
-        model_name=text_of(dataset, "ManufacturerModelName"),
+        sex=sex if sex in _SEXES else "",
+        manufacturer=_product(dataset, "Manufacturer"),
+        model_name=_product(dataset, "ManufacturerModelName"),
         station=station_hash(station) if station else "",
-        photometric_interpretation=text_of(dataset, "PhotometricInterpretation").upper(),
+        photometric_interpretation=_term(dataset, "PhotometricInterpretation", PHOTOMETRIC_INTERPRETATIONS),
         rows=count_of(dataset, "Rows"),
         columns=count_of(dataset, "Columns"),
         bits_stored=count_of(dataset, "BitsStored"),
@@ -86,9 +105,30 @@ def read_header(dataset: Dataset, station_hash: Callable[[str], str] = _no_hash)
         exposure=number_of(dataset, "Exposure"),
         kvp=number_of(dataset, "KVP"),
         pixel_spacing=_pixel_spacing(dataset),
-        burned_in_annotation=text_of(dataset, "BurnedInAnnotation").upper(),
-        priority=text_of(dataset, "RequestedProcedurePriority").upper(),
+        burned_in_annotation=_term(dataset, "BurnedInAnnotation", BURNED_IN_ANNOTATIONS),
+        priority=_term(dataset, "RequestedProcedurePriority", PRIORITIES),
     )
+
+
+def _term(dataset: Dataset, keyword: str, known: frozenset[str]) -> str:
+    """A coded attribute in upper case; empty where there is none, and OTHER_TERM for what is no known term."""
+    term = " ".join(text_of(dataset, keyword).upper().split())
+    return term if not term or term in known else OTHER_TERM
+
+
+def _uid(text: str) -> str:
+    return text if _UID.fullmatch(text) else ""
+
+
+def _product(dataset: Dataset, keyword: str) -> str:
+    """The name of a maker or of a product, without odd characters; OTHER_TERM where it names the patient."""
+    text = text_of(dataset, keyword)
+    words = {word.casefold() for word in re.findall(r"\w+", text)}
+    of_patient = re.findall(r"\w+", f"{text_of(dataset, 'PatientName')} {text_of(dataset, 'PatientID')}")
+    if _NAME_MARKS & set(text) or words & {word.casefold() for word in of_patient if len(word) >= _NAME_WORD}:
+        return OTHER_TERM
+    kept = "".join(character if character.isalnum() or character in _PUNCTUATION else " " for character in text)
+    return " ".join(kept.split())
 
 
 def _pixel_spacing(dataset: Dataset) -> float | None:
@@ -107,16 +147,22 @@ def _snomed_code(dataset: Dataset, keyword: str) -> str:
 
 
 def _body_part(dataset: Dataset) -> str:
-    return text_of(dataset, "BodyPartExamined").upper() or _REGIONS.get(
+    return _term(dataset, "BodyPartExamined", BODY_PARTS) or _REGIONS.get(
         _snomed_code(dataset, "AnatomicRegionSequence"), ""
     )
 
 
 def _view(dataset: Dataset) -> str:
-    return text_of(dataset, "ViewPosition").upper() or _VIEWS.get(_snomed_code(dataset, "ViewCodeSequence"), "")
+    return _term(dataset, "ViewPosition", VIEWS) or _VIEWS.get(_snomed_code(dataset, "ViewCodeSequence"), "")
 
 
 def _age_years(dataset: Dataset) -> float | None:
+    """The age as far as it may be told: 90 stands for every age from there up."""
+    years = _true_age_years(dataset)
+    return None if years is None else min(years, _OLDEST_AGE_YEARS)
+
+
+def _true_age_years(dataset: Dataset) -> float | None:
     """The age in years from (0010,1010), else from the birth date and the date of the study.
 
     An age of nought is what many devices write for "unknown", so that a birth date goes before it.

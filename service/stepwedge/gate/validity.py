@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwedge.manifest import Input, IntendedUse
-from stepwedge.records import FloatArray, GateVerdict, Header, Image, PixelStatistics, Reason, Verdict
+from stepwedge.records import OTHER_TERM, FloatArray, GateVerdict, Header, Image, PixelStatistics, Reason, Verdict
 
 # --- The header ---------------------------------------------------------------------------------------------------
 
@@ -36,8 +36,6 @@ _LATERAL = {"LL", "RL", "LATERAL"}
 
 _OLDEST_SHOWN_YEARS = 89  # ages above identify a person (45 CFR 164.514(b)(2)(i)(C))
 _SHOWABLE = re.compile(r"[A-Z0-9 _/+-]{1,16}")  # what a Code String may hold (PS3.5 section 6.2); more is free text
-
-_SEVERITY = {Verdict.ACCEPT: 0, Verdict.DEFER: 1, Verdict.REJECT: 2}
 
 
 def judge_header(header: Header, intended: IntendedUse) -> GateVerdict:
@@ -60,7 +58,7 @@ def judge_header(header: Header, intended: IntendedUse) -> GateVerdict:
 
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
-    return max(verdicts, key=_SEVERITY.__getitem__, default=Verdict.ACCEPT)
+    return max(verdicts, key=lambda verdict: verdict.severity, default=Verdict.ACCEPT)
 
 
 def _judge_term(
@@ -75,9 +73,10 @@ def _judge_term(
     accepted = {_term(item, synonyms) for item in intended}
     if "LATERAL" in accepted and attribute == "view":
         accepted |= _LATERAL
-    if term in accepted:
+    if term in accepted and term != OTHER_TERM:
         return []
-    shown = term if _SHOWABLE.fullmatch(term) else "not a defined term" if term else "none stated"
+    known = term != OTHER_TERM and _SHOWABLE.fullmatch(term)
+    shown = term if known else "not a defined term" if term else "none stated"
     return [(Verdict.REJECT, Reason(code=f"{attribute}_not_intended", detail=f"{shown}, intended {wanted}"))]
 
 

@@ -699,6 +699,69 @@ def test_nothing_in_a_header_identifies_the_patient() -> None:
     assert "1961" not in repr(header)
 
 
+CODED = {
+    "Modality": "modality",
+    "BodyPartExamined": "body_part",
+    "ViewPosition": "view_position",
+    "PhotometricInterpretation": "photometric_interpretation",
+    "BurnedInAnnotation": "burned_in_annotation",
+    "RequestedProcedurePriority": "priority",
+}
+
+
+@pytest.mark.parametrize("name", ["DOE^JOHN", "DOE JOHN", "MUSTERMANN", "doe=ドウ"])
+def test_a_name_typed_into_a_coded_attribute_is_not_kept(name: str) -> None:
+    header = header_of(**dict.fromkeys(CODED, name), PatientSex=name, SOPClassUID=name)
+    assert {getattr(header, field) for field in CODED.values()} == {"OTHER"}
+    assert (header.sex, header.sop_class_uid) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "terms"),
+    [
+        ("Modality", ["CR", "DX", "MG", "CT"]),
+        ("BodyPartExamined", ["CHEST", "THORAX", "BREAST", "EXTREMITY", "TSPINE", "PELVIS", "HAND"]),
+        ("ViewPosition", ["AP", "PA", "LL", "RLD", "LATERAL", "LAT", "AP SUPINE", "CC", "MLO", "POSTERO-ANTERIOR"]),
+        ("PhotometricInterpretation", ["MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL_422"]),
+        ("BurnedInAnnotation", ["YES", "NO"]),
+        ("RequestedProcedurePriority", ["STAT", "ROUTINE", "LOW"]),
+    ],
+)
+def test_known_terms_are_kept(keyword: str, terms: list[str]) -> None:
+    assert [getattr(header_of(**{keyword: f"{term.lower()} "}), CODED[keyword]) for term in terms] == terms
+
+
+@pytest.mark.parametrize(("value", "sex"), [("M", "M"), ("f", "F"), ("O", "O"), ("", ""), ("female", "")])
+def test_sex(value: str, sex: str) -> None:
+    assert header_of(PatientSex=value).sex == sex
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("Fuji Photo Film Co.,Ltd.", "Fuji Photo Film Co. Ltd."),
+        ("DigitalDiagnost 4.2 (R+)", "DigitalDiagnost 4.2 (R+)"),
+        ("Acme <script>", "Acme script"),
+        ("Doe^John", "OTHER"),
+        ("Doe=John", "OTHER"),
+        ("Mrs. MÜLLER, portable", "OTHER"),  # the patient of this test
+        ("unit for PID-77431", "OTHER"),
+        ("X" * 90, "X" * 64),
+    ],
+)
+def test_maker_and_model_are_kept_unless_they_name_the_patient(value: str, kept: str) -> None:
+    header = header_of(Manufacturer=value, ManufacturerModelName=value, PatientName="Müller^Eva", PatientID="PID-77431")
+    assert (header.manufacturer, header.model_name) == (kept, kept)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"PatientAge": "104Y"}, {"PatientBirthDate": "19200102", "StudyDate": "20260101"}]
+)
+def test_an_age_above_89_is_90(attributes: dict[str, str]) -> None:
+    assert header_of(**attributes).age_years == 90.0
+    assert header_of(PatientAge="089Y").age_years == 89
+
+
 def test_the_station_is_hashed() -> None:
     dataset = Dataset()
     dataset.StationName = "ROOM 5"
@@ -751,7 +814,7 @@ def test_rubbish_in_any_attribute_is_read_without_an_error(rubbish: list[tuple[s
         tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
         dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(content), content, 0, False, True)
     header = read_header(dataset)
-    assert header.age_years is None or 0 <= header.age_years <= 130
+    assert header.age_years is None or 0 <= header.age_years <= 90
     assert header.rows >= 0
     assert header.frames >= 1
     try:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import Dataset
 from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.decode import decode as decode_dataset
 from stepwedge.dicom.header import read_header
@@ -113,6 +114,30 @@ def test_free_text_in_a_coded_attribute_is_not_repeated() -> None:
     judged = judge_header(replace(CHILD, body_part="CHEST OF JOHN DOE, BORN 1961"), INTENDED)
     assert codes(judged) == ["body_part_not_intended"]
     assert "DOE" not in judged.reasons[0].detail
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("modality", "modality_not_intended"),
+        ("body_part", "body_part_not_intended"),
+        ("view_position", "view_not_intended"),
+    ],
+)
+def test_an_unknown_term_is_never_intended_whatever_a_package_names(field: str, code: str) -> None:
+    named = INTENDED.model_copy(update={key: ["OTHER"] for key in ("modality", "body_part", "view")})
+    for intended in (INTENDED, named):
+        judged = judge_header(replace(CHILD, **{field: "OTHER"}), intended)
+        assert judged.verdict is Verdict.REJECT
+        assert next(reason for reason in judged.reasons if reason.code == code).detail.startswith("not a defined term")
+
+
+def test_the_oldest_patients_are_shown_as_over_89() -> None:
+    dataset = Dataset()
+    dataset.PatientAge = "104Y"
+    adults = INTENDED.model_copy(update={"age_years": (18, 80), "modality": [], "body_part": [], "view": []})
+    (reason,) = judge_header(read_header(dataset), adults).reasons
+    assert reason.detail == "age over 89, intended 18 to under 80"
 
 
 @given(st.builds(Header, modality=st.text(), body_part=st.text(), view_position=st.text(), frames=st.integers(1, 9)))

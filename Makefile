@@ -41,7 +41,7 @@ demo: $(VENV)/demo.done
 	@$(BIN)/stepwedge demo
 
 test: $(VENV)/test.done
-	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup --ignore tests/benchmarks
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --ignore tests/benchmarks
 
 check: $(VENV)/test.done
 	@$(BIN)/ruff check service models tests

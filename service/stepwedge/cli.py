@@ -13,8 +13,8 @@ from stepwedge import __version__
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
-# Exit statuses: 0 done; 2 cannot be done as asked, and the message says why.
-UNUSABLE = 2
+# Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
+FAILED, UNUSABLE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "Answers for DICOM or image files (PNG, JPEG, TIFF). With --json one object per image: path, state (reported, "
         "deferred, rejected, failed), reasons (codes), findings (name, probability, threshold, clear_below, decision), "
         "gate, tamper, model, policy, ms by stage. A plain image file has no header: the intended use is not checked "
-        "on it.",
+        "on it. Exit status 1 says that a file failed, e.g. because it cannot be read.",
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     predict.add_argument("--package", required=True, type=Path, metavar="DIR", help="folder of the model package")
@@ -169,10 +169,13 @@ def _predict(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name need not be text that the terminal can show.
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = 0
     for file in find_files(options.paths):
         answer = predict_file(file, equipment, maximum_bytes=maximum_bytes)
         print(dump(answer) if options.json else as_line(answer), flush=True)  # noqa: T201
-    return 0
+        if answer["state"] == "failed":
+            status = FAILED
+    return status
 
 
 def _status(options: argparse.Namespace) -> int:

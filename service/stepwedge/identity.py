@@ -26,9 +26,18 @@ class Site:
 
 
 def load_site(data_dir: Path) -> Site:
-    """Read the node's identity, or make one at the first start. Raises SettingsError if it cannot be read."""
+    """Read the node's identity, or make one at the first start.
+
+    Raises SettingsError if it cannot be read, or is gone from a node that has received studies: with another identity
+    the same study would get other hashes, and its results other UIDs.
+    """
     file = data_dir / "keys" / "site.json"
     if not file.exists():
+        if any(any((data_dir / held).glob("*/*")) for held in ("spool/studies", "results")):
+            raise SettingsError(
+                f"{file}: the node's identity is gone, but {data_dir} holds studies; restore the file "
+                "from a backup, or start with an empty data folder"
+            )
         _create(file)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -52,3 +61,8 @@ def _create(file: Path) -> None:
         pass  # another role was first
     finally:
         temporary.unlink()
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

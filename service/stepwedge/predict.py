@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.dicom.imagefile import read_image_file
-from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
+from stepwedge.errors import DecodeError, UnusableInstanceError
 from stepwedge.manifest import Package
-from stepwedge.pipeline import Case, Equipment, analyse_image
+from stepwedge.pipeline import Case, Equipment, analyse_image, rejected_image
 from stepwedge.policy import Policy
-from stepwedge.records import Finding, GateVerdict, Header, Image, ImageResult, Reason, State, Verdict
+from stepwedge.records import Finding, Header, Image, ImageResult, Reason, State
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+# The first bytes of PNG, JPEG and TIFF; of BMP and GIF. WebP begins with RIFF and a length.
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
+_OTHER_IMAGES = (b"BM", b"GIF8")
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -37,26 +40,15 @@ def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dic
     """One image's answer as a JSON object. A file that is no image is rejected with its reason.
 
     A plain image file (PNG, JPEG, TIFF) has no header: the intended use is not checked on it, and the answer's gate
-    says so.
-
-    Raises
-    ------
-    StepwedgeError
-        If the file cannot be read.
+    says so. A file that cannot be read has failed.
     """
     try:
         result, _ = analyse_image(_case(file, maximum_bytes), equipment)
     except (UnusableInstanceError, DecodeError) as error:
-        reason = Reason(code=error.code, detail=str(error))
-        result = ImageResult(
-            instance=str(file),
-            state=State.REJECTED,
-            reasons=(reason,),
-            header=Header(),
-            gate=GateVerdict(verdict=Verdict.REJECT, reasons=(reason,)),
-        )
+        result = rejected_image(str(file), Reason(code=error.code, detail=str(error)))
     except OSError as error:
-        raise StepwedgeError(f"{file}: cannot be read: {error.strerror}") from None
+        reason = Reason(code="unreadable", detail=error.strerror or "")
+        result = replace(rejected_image(str(file), reason), state=State.FAILED)
     return as_json(file, result, equipment.package, equipment.policy)
 
 
@@ -107,7 +99,10 @@ def dump(answer: dict[str, Any]) -> str:
 
 
 def _case(file: Path, maximum_bytes: int) -> Case:
-    if file.suffix.lower() in _IMAGE_SUFFIXES:
+    kind = _kind(file)
+    if kind == "other image":
+        raise UnusableInstanceError("image_format_not_supported", "neither DICOM nor PNG, JPEG or TIFF")
+    if kind == "image":
         return Case(
             instance=str(file),
             header=Header(present=False),
@@ -119,6 +114,15 @@ def _case(file: Path, maximum_bytes: int) -> Case:
         return decode(dataset, maximum_bytes=maximum_bytes)
 
     return Case(instance=str(file), header=read_header(dataset), decode=decoded)
+
+
+def _kind(file: Path) -> str:
+    """What a file is by its first bytes: its name may say anything."""
+    with file.open("rb") as opened:
+        start = opened.read(16)
+    if start.startswith(_IMAGES):
+        return "image"
+    return "other image" if start.startswith(_OTHER_IMAGES) or start[8:12] == b"WEBP" else "dicom"
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

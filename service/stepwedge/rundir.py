@@ -5,6 +5,7 @@ Nothing in it outlives the service.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -68,7 +69,9 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._stopped.wait(_INTERVAL_SECONDS):
-            self._write()
+            # On a full disk the role is not ready; when there is room again, it is.
+            with contextlib.suppress(OSError):
+                self._write()
 
     def _write(self) -> None:
         temporary = self._file.with_suffix(f".{os.getpid()}")

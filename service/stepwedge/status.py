@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from stepwedge.errors import StepwedgeError
 from stepwedge.records import REASONS, State
 from stepwedge.settings import Settings
 from stepwedge.store import Delivery, Quarantined, Store, Study, Unit
@@ -83,7 +84,9 @@ class Snapshot:
 
 
 def snapshot(settings: Settings) -> Snapshot:
-    """Read the database."""
+    """Read the database. Raises StepwedgeError if there is none."""
+    if not settings.database_file.is_file():
+        raise StepwedgeError(f"{settings.data_dir}: no database here; has the service run with these settings?")
     store = Store.open_file(settings.database_file)
     try:
         studies = tuple(store.studies())

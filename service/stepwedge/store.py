@@ -199,6 +199,14 @@ class Store:
         with self._engine.connect() as db:
             return int(db.execute(query).scalar_one())
 
+    def last_received(self, study: str, instance: str) -> float:
+        """When the latest content of a SOP instance came; 0 if none has."""
+        query = sa.select(sa.func.max(INSTANCES.c.received_at)).where(
+            INSTANCES.c.study == study, INSTANCES.c.instance == instance
+        )
+        with self._engine.connect() as db:
+            return float(db.execute(query).scalar() or 0.0)
+
     def instances(self, study: str) -> list[StoredInstance]:
         """The instances of a study, each in the content that came last, in the order of arrival."""
         query = sa.select(INSTANCES).where(INSTANCES.c.study == study).order_by(INSTANCES.c.received_at)

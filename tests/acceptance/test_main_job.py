@@ -59,26 +59,25 @@ def service(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert running.stop() == 0
 
 
-def test_every_real_radiograph_ends_in_the_pacs_with_a_valid_report(
-    service: Service, orthanc: Orthanc, radiographs: list[Path], tmp_path: Path
-) -> None:
-    storescu = dcmtk("storescu")
-
-    def send(batch: list[Path]) -> None:
-        node = ["-aec", "STEPWEDGE", "127.0.0.1", str(service.settings.node.port)]
-        uncompressed = [str(f) for f in batch if not _is_compressed(f)]
-        compressed = [str(f) for f in batch if _is_compressed(f)]
-        for files, options in ((uncompressed, ["-x="]), (compressed, ["-xv"])):
-            if files:
-                subprocess.run(
-                    [storescu, *options, *node, *files], check=True, timeout=PATIENCE_SECONDS, capture_output=True
-                )
-
+@pytest.fixture(scope="module")
+def sources(service: Service, orthanc: Orthanc, radiographs: list[Path]) -> dict[str, pydicom.Dataset]:
+    """The headers of what was sent, by study, once every study has its report."""
     with ThreadPoolExecutor(SENDERS) as pool:
-        list(pool.map(send, [radiographs[start::SENDERS] for start in range(SENDERS)]))
-    sources = {str(header.StudyInstanceUID): header for header in map(_header, radiographs)}
-    until(lambda: all(len(orthanc.instances(uid)) >= 2 for uid in sources), "every study has its report", service)
+        batches = [radiographs[start::SENDERS] for start in range(SENDERS)]
+        list(pool.map(lambda batch: _send(batch, service.settings.node.port), batches))
+    headers = {str(header.StudyInstanceUID): header for header in map(_header, radiographs)}
 
+    def all_delivered() -> bool:
+        with service.store() as store:
+            return sum(item.state == "delivered" for item in store.deliveries()) == COUNT
+
+    until(all_delivered, "every study has its report", service)
+    return headers
+
+
+def test_every_real_radiograph_ends_in_the_pacs_with_a_valid_report(
+    service: Service, orthanc: Orthanc, sources: dict[str, pydicom.Dataset], tmp_path: Path
+) -> None:
     package = load_package(MODELS / "1.0.0")
     for uid, source in sources.items():
         objects = [orthanc.download(instance, tmp_path) for instance in orthanc.instances(uid)]
@@ -101,10 +100,9 @@ def test_every_real_radiograph_ends_in_the_pacs_with_a_valid_report(
 
 
 def test_our_own_report_sent_back_to_us_starts_nothing(
-    service: Service, orthanc: Orthanc, radiographs: list[Path], tmp_path: Path
+    service: Service, orthanc: Orthanc, sources: dict[str, pydicom.Dataset], tmp_path: Path
 ) -> None:
-    uid = str(_header(radiographs[0]).StudyInstanceUID)
-    until(lambda: len(orthanc.instances(uid)) >= 2, "the report is there", service)
+    uid = next(iter(sources))
     with service.store() as store:
         before = (len(store.units()), store.study_by_uid(uid))
     for instance in orthanc.instances(uid):
@@ -121,15 +119,27 @@ def test_our_own_report_sent_back_to_us_starts_nothing(
         assert (len(store.units()), store.study_by_uid(uid)) == before
 
 
-def test_metrics_tell_what_happened_and_name_nobody(service: Service, radiographs: list[Path]) -> None:
+def test_metrics_and_log_tell_what_happened_and_name_nobody(
+    service: Service, sources: dict[str, pydicom.Dataset]
+) -> None:
     text = service.get("/metrics")
     assert 'stepwedge_instances_total{status="0000"}' in text
     assert 'stepwedge_units_in_state{state="reported"}' in text
     assert 'stepwedge_deliveries_total{destination="pacs",outcome="delivered"}' in text
     everything = text + service.log()
-    for header in map(_header, radiographs):
+    for header in sources.values():
         for value in (header.StudyInstanceUID, header.SOPInstanceUID, header.PatientID, "Radiograph^Child"):
             assert str(value) not in everything
+
+
+def _send(files: list[Path], port: int) -> None:
+    node = ["-aec", "STEPWEDGE", "127.0.0.1", str(port)]
+    compressed = [str(file) for file in files if _is_compressed(file)]
+    uncompressed = [str(file) for file in files if not _is_compressed(file)]
+    for batch, option in ((uncompressed, "-x="), (compressed, "-xv")):
+        if batch:
+            command = [dcmtk("storescu"), option, *node, *batch]
+            subprocess.run(command, check=True, timeout=PATIENCE_SECONDS, capture_output=True)
 
 
 def _header(file: Path) -> pydicom.Dataset:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pydicom
@@ -18,7 +20,14 @@ from numpy.typing import NDArray
 from packages import write_package, write_policy
 from pydicom import Dataset
 from radiographs import BRIGHT, DARK, GREY, IDENTIFIERS, radiograph
-from stepwedge.analysis import analyse_unit, delivered_at, published_units, read_published, write_receipt
+from stepwedge.analysis import (
+    analyse_unit,
+    delivered_at,
+    published_units,
+    read_published,
+    remove_unfinished,
+    write_receipt,
+)
 from stepwedge.errors import InferenceRefusedError, InferenceUnavailableError
 from stepwedge.identity import Site, load_site
 from stepwedge.inference.engine import OnnxEngine
@@ -26,7 +35,7 @@ from stepwedge.manifest import load_package
 from stepwedge.observation import Observation
 from stepwedge.pipeline import Equipment
 from stepwedge.policy import load_policy
-from stepwedge.records import ModelReference, State, UnitResult
+from stepwedge.records import REASONS, ModelReference, State, UnitResult
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, Unit, unit_id
 
@@ -335,3 +344,127 @@ class TestReceipts:
         after = contents(department.folder(revision))
         assert after.keys() - before.keys() == {"delivered.pacs.json"}
         assert {name: after[name] for name in before} == before
+
+
+class TestPatients:
+    """A study whose images name different patients gets no answer: whose it would be cannot be known."""
+
+    ANOTHER: ClassVar = {"PatientName": "Plumtree^Araminta", "PatientID": "PID-8845", "PatientBirthDate": "19610301"}
+
+    def test_images_of_two_patients_are_left_to_a_person_and_nothing_is_written_for_either(
+        self, department: Department
+    ) -> None:
+        revision = department.revision(image_of_study(DARK), image_of_study(BRIGHT, **self.ANOTHER))
+        result, observation = department.analyse(revision)
+        assert result.state is State.DEFERRED
+        assert [reason.code for reason in result.reasons] == ["patient_mismatch"]
+        assert result.findings == ()
+        assert (observation.state, observation.reasons) == ("deferred", ("patient_mismatch",))
+        published = read_published(department.settings, department.unit(revision).unit)
+        assert published is not None
+        assert published.objects == ()
+        assert set(contents(department.folder(revision))) == {"result.json"}
+
+    @pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "PatientBirthDate"])
+    def test_one_attribute_that_differs_is_enough(self, department: Department, keyword: str) -> None:
+        another = image_of_study(BRIGHT, **{keyword: self.ANOTHER[keyword]})
+        result, _ = department.analyse(department.revision(image_of_study(DARK), another))
+        assert [reason.code for reason in result.reasons] == ["patient_mismatch"]
+
+    def test_a_late_image_of_another_patient_ends_what_the_study_is_told(self, department: Department) -> None:
+        first = department.revision(image_of_study(DARK))
+        assert department.analyse(first)[0].state is State.REPORTED
+        before = contents(department.folder(first))
+        late = department.revision(image_of_study(DARK), image_of_study(BRIGHT, **self.ANOTHER), number=2)
+        result, _ = department.analyse(late)
+        assert result.state is State.DEFERRED
+        assert [reason.code for reason in result.reasons] == ["patient_mismatch"]
+        assert set(contents(department.folder(late))) == {"result.json"}
+        assert contents(department.folder(first)) == before
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"PatientName": IDENTIFIERS["PatientName"].upper()},
+            {"PatientName": IDENTIFIERS["PatientName"] + "^^^"},
+            {"PatientName": IDENTIFIERS["PatientName"].replace("^", "^ ")},
+            {"PatientName": ""},
+            {"PatientID": "", "PatientBirthDate": "", "IssuerOfPatientID": ""},
+        ],
+        ids=["case", "carets", "blanks", "no name", "name only"],
+    )
+    def test_what_senders_write_differently_or_leave_out_is_the_same_patient(
+        self, department: Department, values: dict[str, str]
+    ) -> None:
+        result, _ = department.analyse(department.revision(image_of_study(BRIGHT), image_of_study(BRIGHT, **values)))
+        assert result.state is State.REPORTED
+
+    def test_an_image_that_the_model_does_not_select_is_not_asked_whose_it_is(self, department: Department) -> None:
+        other = image_of_study(BRIGHT, Modality="CT", **self.ANOTHER)
+        result, _ = department.analyse(department.revision(image_of_study(DARK), other))
+        assert result.state is State.REPORTED
+
+
+class TestAnInstanceThatCannotBeParsed:
+    def test_it_is_a_rejected_image_and_the_others_are_answered(self, department: Department) -> None:
+        revision = department.revision(image_of_study(BRIGHT), image_of_study(DARK))
+        (department.settings.data_dir / revision.paths[1]).write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+        result, observation = department.analyse(revision)
+        answered, rejected = result.images
+        assert answered.state is State.REPORTED
+        assert rejected.state is State.REJECTED
+        assert rejected.instance == f"{1:032x}"
+        assert len(rejected.reasons) == 1
+        assert rejected.reasons[0].code in REASONS
+        assert result.state is State.REPORTED
+        assert observation.images == 2
+        published = read_published(department.settings, department.unit(revision).unit)
+        assert published is not None
+        assert [item.kind for item in published.objects] == ["sr", "sc"]
+
+    def test_alone_it_is_a_rejected_study_without_objects(self, department: Department) -> None:
+        revision = department.revision(image_of_study(BRIGHT))
+        (department.settings.data_dir / revision.paths[0]).write_bytes(b"no DICOM at all")
+        result, _ = department.analyse(revision)
+        assert result.state is State.REJECTED
+        published = read_published(department.settings, department.unit(revision).unit)
+        assert published is not None
+        assert published.objects == ()
+
+
+class TestLeftovers:
+    def test_what_a_killed_worker_left_is_removed_and_what_is_being_written_stays(self, department: Department) -> None:
+        revision = department.revision(image_of_study(BRIGHT))
+        department.analyse(revision)
+        unit = department.unit(revision).unit
+        folder = department.settings.data_dir / "results"
+        left, written, aside = (folder / name for name in (".u.17.1", ".u.18.2", ".u.without-result.3"))
+        for half in (left, written, aside):
+            half.mkdir()
+            (half / "sr.dcm").write_bytes(b"half")
+        two_hours_ago = time.time() - 7200
+        for old in (left, aside, folder / unit):
+            os.utime(old, (two_hours_ago, two_hours_ago))
+        assert remove_unfinished(department.settings) == 1
+        assert department.results() == sorted([written.name, aside.name, unit])
+
+    def test_before_the_first_result_there_are_none(self, department: Department) -> None:
+        assert remove_unfinished(department.settings) == 0
+
+    def test_a_folder_whose_result_was_taken_out_is_put_aside_and_the_result_is_made_again(
+        self, department: Department
+    ) -> None:
+        revision = department.revision(image_of_study(BRIGHT))
+        department.analyse(revision)
+        unit = department.unit(revision).unit
+        (department.folder(revision) / "result.json").unlink()
+        assert read_published(department.settings, unit) is None
+        result, _ = department.analyse(revision)
+        assert result.state is State.REPORTED
+        published = read_published(department.settings, unit)
+        assert published is not None
+        assert all(item.path.exists() for item in published.objects)
+        aside, made = department.results()
+        assert made == unit
+        assert aside.startswith(f".{unit}.without-result.")
+        assert set(contents(department.settings.data_dir / "results" / aside)) == {"sr.dcm", "sc.dcm"}

@@ -255,13 +255,18 @@ class TestSettings:
 
 
 class TestStatus:
-    def test_a_new_node_has_no_studies(self, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_new_node_has_no_studies(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Store.open_file(tmp_path / "data" / "db" / "stepwedge.sqlite").close()
         assert run("status", "--config", config) == 0
         assert capsys.readouterr().out == "no studies yet\n"
 
-    def test_as_json_it_is_one_object(self, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_as_json_it_is_one_object(self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Store.open_file(tmp_path / "data" / "db" / "stepwedge.sqlite").close()
         assert run("status", "--json", "--config", config) == 0
         assert json.loads(capsys.readouterr().out) == {"studies": [], "quarantine": []}
+
+    def test_where_no_service_has_run_it_says_so(self, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "no database here" in refusal(capsys, "status", "--config", config)
 
     def test_a_database_of_another_schema_is_refused_with_what_to_do(
         self, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

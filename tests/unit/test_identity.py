@@ -53,3 +53,12 @@ def test_a_hash_depends_on_key_and_value_and_shows_neither() -> None:
     assert len({one.hash("1.2.3"), one.hash("1.2.4"), two.hash("1.2.3")}) == 3
     assert len(one.hash("1.2.3")) == 32
     assert set(one.hash("1.2.3")) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize("held", ["spool/studies/ab/abcd", "results/abcd.1.0"])
+def test_an_identity_that_was_lost_is_not_replaced_by_another(tmp_path: Path, held: str) -> None:
+    (tmp_path / held).mkdir(parents=True)
+    (tmp_path / held / "file").touch()
+    with pytest.raises(SettingsError, match="restore the file"):
+        load_site(tmp_path)
+    assert not (tmp_path / "keys").exists()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from packages import write_package, write_policy
+from PIL import Image as Pillow
 from radiographs import BRIGHT, DARK, GREY, write_picture, write_radiograph
-from stepwedge.errors import StepwedgeError
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.manifest import load_package
 from stepwedge.pipeline import Equipment
@@ -130,8 +130,9 @@ class TestWhatIsNoImage:
             ("rubbish.dcm", b"this is no DICOM object, nor anything else", "not_dicom"),
             ("empty", b"", "not_dicom"),
             ("prefix.dcm", bytes(128) + b"DICM", "not_dicom"),
-            ("rubbish.png", b"this is no picture", "pixel_data_undecodable"),
-            ("empty.jpg", b"", "pixel_data_undecodable"),
+            ("rubbish.png", b"this is no picture", "not_dicom"),
+            ("damaged.png", b"\x89PNG\r\n\x1a\nthis is no picture", "pixel_data_undecodable"),
+            ("damaged.jpg", b"\xff\xd8\xff\xe0", "pixel_data_undecodable"),
         ],
     )
     def test_it_is_rejected_with_its_reason_and_the_same_keys(
@@ -175,10 +176,26 @@ class TestWhatIsNoImage:
         assert answer["state"] == "failed"
         assert answer["reasons"] == ["model_output_invalid"]
 
-    def test_a_file_that_went_away_is_named(self, equipment: Equipment, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_read_has_failed_and_has_an_answer(
+        self, equipment: Equipment, tmp_path: Path
+    ) -> None:
         for name in ("gone.dcm", "gone.png"):
-            with pytest.raises(StepwedgeError, match=f"{name}: cannot be read: No such file"):
-                predict_file(tmp_path / name, equipment, maximum_bytes=LIMIT)
+            answer = predict_file(tmp_path / name, equipment, maximum_bytes=LIMIT)
+            assert (answer["state"], answer["reasons"]) == ("failed", ["unreadable"])
+
+    def test_what_a_file_is_does_not_depend_on_its_name(self, equipment: Equipment, tmp_path: Path) -> None:
+        picture, radiograph = tmp_path / "picture.dcm", tmp_path / "radiograph.png"
+        Pillow.fromarray(np.tile(np.linspace(150, 230, 64, dtype=np.uint8), (64, 1))).save(picture, format="PNG")
+        write_radiograph(radiograph, BRIGHT)
+        assert predict_file(picture, equipment, maximum_bytes=LIMIT)["gate"]["notes"]
+        answer = predict_file(radiograph, equipment, maximum_bytes=LIMIT)
+        assert (answer["state"], answer["gate"]["notes"]) == ("reported", [])
+
+    def test_other_images_are_refused_as_what_they_are(self, equipment: Equipment, tmp_path: Path) -> None:
+        for kind in ("BMP", "GIF", "WEBP"):
+            Pillow.new("L", (64, 64)).save(tmp_path / kind, format=kind)
+            answer = predict_file(tmp_path / kind, equipment, maximum_bytes=LIMIT)
+            assert (answer["state"], answer["reasons"]) == ("rejected", ["image_format_not_supported"])
 
     def test_a_name_that_is_no_text_can_be_written_down(self, equipment: Equipment, tmp_path: Path) -> None:
         file = tmp_path / "gr\udce4uel.dcm"  # a name in Latin-1, as Python sees it

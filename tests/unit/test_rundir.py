@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,6 +118,27 @@ class TestHeartbeat:
         while json.loads(file.read_text())["at"] == first["at"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        heartbeat.stop()
+
+    def test_a_full_disk_does_not_silence_it_for_good(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rundir, "_INTERVAL_SECONDS", 0.01)
+        heartbeat = rundir.Heartbeat(tmp_path, "work")
+        heartbeat.start()
+        failed = threading.Event()
+        write = heartbeat._write
+
+        def full() -> None:
+            failed.set()
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(heartbeat, "_write", full)
+        assert failed.wait(30)
+        (tmp_path / "run" / "work.json").unlink()
+        monkeypatch.setattr(heartbeat, "_write", write)
+        deadline = time.monotonic() + 30
+        while not rundir.is_beating(tmp_path, "work") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert rundir.is_beating(tmp_path, "work")
         heartbeat.stop()
 
     def test_what_a_dead_role_said_can_be_forgotten(self, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.settings import Settings
 from stepwedge.status import describe, snapshot
@@ -122,6 +123,12 @@ class TestAStudysState:
 
 
 class TestDescription:
+    def test_a_folder_without_a_node_is_told_and_left_alone(self, settings: Settings) -> None:
+        with pytest.raises(StepwedgeError, match="no database here"):
+            snapshot(settings)
+        assert not settings.database_file.exists()
+
+    @pytest.mark.usefixtures("store")
     def test_an_empty_node_says_so(self, settings: Settings) -> None:
         assert describe(snapshot(settings)) == "no studies yet"
         assert json.loads(snapshot(settings).to_json()) == {"studies": [], "quarantine": []}

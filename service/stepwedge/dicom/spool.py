@@ -55,6 +55,7 @@ log = structlog.get_logger()
 _DOCUMENTS = frozenset({"SR", "KO", "PR"})
 _VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Folders that this process has made durable; forgotten when there are this many, which costs one fsync each.
+_LATER_SECONDS = 0.001  # between two contents of one instance, at least: what a file's time can tell apart
 _REMEMBERED_FOLDERS = 4096
 
 
@@ -166,7 +167,8 @@ class InstanceSpool:
             sender=sender,
             receiver=self._settings.node.ae_title,
         )
-        received_at = time.time()
+        # Later than every other content of this instance, whatever the clock says: the one that came last counts.
+        received_at = max(time.time(), self._store.last_received(study, instance) + _LATER_SECONDS)
         self._write(path, meta, received.data, received_at)
         self._index(
             path,
@@ -208,8 +210,17 @@ class InstanceSpool:
         known = {item.digest for item in self._store.quarantined()}
         for file in self._quarantine.glob("*.json"):
             if file.stem not in known:
-                self._store.quarantine(Quarantined(**json.loads(file.read_text(encoding="utf-8"))))
+                self._recount(file)
         return added
+
+    def _recount(self, file: Path) -> None:
+        """Index what stands beside a quarantined object."""
+        try:
+            item = Quarantined(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            log.error("quarantine_unreadable", file=file.name, error=type(error).__name__)
+            return
+        self._store.quarantine(item)
 
     def _index(self, path: Path, record: StoredInstance) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ def make_study(
 
 def send_once(port: int, file: Path, *, caller: str = "MODALITY") -> int | None:
     """C-STORE; the status, or None if there was no answer."""
+    with socket.socket() as probe:
+        # pynetdicom leaves a socket open that nobody answered.
+        if probe.connect_ex(("127.0.0.1", port)):
+            return None
     dataset = pydicom.dcmread(file)
     application = AE(ae_title=caller)
     application.connection_timeout = application.acse_timeout = application.dimse_timeout = 10

@@ -81,12 +81,15 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(self.pid(role), signal.SIGKILL)
 
-    def status(self) -> dict[str, Any]:
-        output = subprocess.run(
-            [sys.executable, "-m", "stepwedge", "status", "--json", "--config", str(self.file)],
+    def command(self, *arguments: str) -> str:
+        """What a command prints with this service's settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "stepwedge", *arguments, "--config", str(self.file)],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        result: dict[str, Any] = json.loads(output)
+
+    def status(self) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads(self.command("status", "--json"))
         return result
 
     @contextmanager

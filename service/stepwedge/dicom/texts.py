@@ -107,7 +107,8 @@ def _declared(dataset: Dataset) -> list[str]:
 
 def _converted(item: object, declared: Sequence[str]) -> str:
     if isinstance(item, PersonName):
-        item = item.original_string
+        # The bytes as they came; a name that is empty, or was not read from a file, has none.
+        item = item.original_string if item.original_string is not None else str(item)
     if isinstance(item, bytes):
         return decoded(item, declared)
     text = str(item)

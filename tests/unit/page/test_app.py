@@ -1,0 +1,111 @@
+"""The HTTP port says whether the service lives, what it waits for, and how long its oldest work has waited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from peers import free_ports
+from prometheus_client.parser import text_string_to_metric_families
+from stepwedge.errors import SettingsError
+from stepwedge.page.app import Checks, HttpServer, build_app
+from stepwedge.records import State
+from stepwedge.settings import Http
+from stepwedge.store import Store, Unit
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open_file(tmp_path / "stepwedge.sqlite")
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def serving(store: Store, checks: Checks | None = None) -> Iterator[httpx.Client]:
+    """A client of a running server."""
+    (port,) = free_ports(1)
+    server = HttpServer(Http(port=port), build_app(checks or {}, store, None))
+    server.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            yield client
+    finally:
+        server.stop()
+
+
+def add_unit(store: Store, name: str, state: State, *, age: float) -> None:
+    unit = Unit(
+        unit=name,
+        study="study",
+        revision=1,
+        model_name="tiny",
+        model_digest="0" * 64,
+        state=state,
+        created_at=time.time() - age,
+        last_instance_at=1.0,
+    )
+    store.restore_unit(unit)
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """The value of each sample that the database tells, by its name and state."""
+    return {
+        (sample.name, sample.labels.get("state", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_it_lives_although_nothing_is_ready(store: Store) -> None:
+    with serving(store, {"work": lambda: False}) as client:
+        answer = client.get("/livez")
+    assert (answer.status_code, answer.text) == (200, "ok\n")
+
+
+def test_it_names_what_is_not_ready_until_everything_is(store: Store) -> None:
+    state = {"listen": True, "work": False}
+    with serving(store, {name: lambda name=name: state[name] for name in state}) as client:
+        waiting = client.get("/readyz")
+        state["work"] = True
+        ready = client.get("/readyz")
+    assert (waiting.status_code, waiting.json()) == (503, {"listen": True, "work": False})
+    assert (ready.status_code, ready.json()) == (200, {"listen": True, "work": True})
+
+
+def test_the_metrics_tell_states_and_the_age_of_the_oldest_work(store: Store) -> None:
+    add_unit(store, "a", State.QUEUED, age=100)
+    add_unit(store, "b", State.RUNNING, age=50)
+    add_unit(store, "c", State.REPORTED, age=5000)
+    store.set_delivery("c", "pacs", "pending", at=1.0)
+    with serving(store) as client:
+        answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = samples(answer.text)
+    assert found["stepwedge_units_in_state", "queued"] == 1
+    assert found["stepwedge_units_in_state", "running"] == 1
+    assert found["stepwedge_units_in_state", "reported"] == 1
+    assert found["stepwedge_deliveries_in_state", "pending"] == 1
+    assert found["stepwedge_studies_open", ""] == 0
+    assert found["stepwedge_queue_age_seconds", ""] == pytest.approx(100, abs=30)
+
+
+def test_without_work_the_age_of_the_oldest_is_zero(store: Store) -> None:
+    add_unit(store, "c", State.FAILED, age=5000)
+    with serving(store) as client:
+        assert samples(client.get("/metrics").text)["stepwedge_queue_age_seconds", ""] == 0
+
+
+def test_an_address_in_use_is_named(store: Store) -> None:
+    with serving(store) as client:
+        port = client.base_url.port
+        second = HttpServer(Http(port=port), build_app({}, store, None))
+        with pytest.raises(SettingsError, match=rf"http\.port: cannot listen on 127\.0\.0\.1:{port}"):
+            second.start()
+        second.stop()
+        assert client.get("/livez").status_code == 200

@@ -270,7 +270,7 @@ def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
         modality=header.modality,
         body_part=header.body_part,
         view_position=header.view_position,
-        age_years=header.age_years,
+        age_years=_coarse(header.age_years),
         sex=header.sex,
         manufacturer=header.manufacturer,
         scanner=header.model_name,
@@ -301,6 +301,13 @@ def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
         pixel_entropy=pixels.entropy,
         pixel_sharpness=pixels.sharpness,
     )
+
+
+def _coarse(age_years: float | None) -> float | None:
+    """An age in whole years, below two in whole months: with the study date a finer one gives the birth date."""
+    if age_years is None:
+        return None
+    return float(math.floor(age_years)) if age_years >= 2 else round(math.floor(age_years * 12) / 12, 3)
 
 
 def _scores(class_outputs: NDArray[np.float32], equipment: Equipment) -> dict[str, float]:

@@ -119,7 +119,9 @@ def _case(file: Path, maximum_bytes: int) -> Case:
 def _kind(file: Path) -> str:
     """What a file is by its first bytes: its name may say anything."""
     with file.open("rb") as opened:
-        start = opened.read(16)
+        start = opened.read(132)
+    if start[128:132] == b"DICM":
+        return "dicom"  # whatever its preamble looks like: PS3.10 section 7.1 lets it be that of a TIFF
     if start.startswith(_IMAGES):
         return "image"
     return "other image" if start.startswith(_OTHER_IMAGES) or start[8:12] == b"WEBP" else "dicom"

@@ -388,11 +388,7 @@ class TestPatients:
             pytest.param({"PatientName": IDENTIFIERS["PatientName"].upper()}, id="case"),
             pytest.param({"PatientName": IDENTIFIERS["PatientName"] + "^^^"}, id="carets"),
             pytest.param({"PatientName": IDENTIFIERS["PatientName"].replace("^", "^ ")}, id="blanks"),
-            pytest.param(
-                {"PatientName": ""},
-                id="no name",
-                marks=pytest.mark.xfail(reason="`element_text` gives an empty name that was looked at as 'None'"),
-            ),
+            pytest.param({"PatientName": ""}, id="no name"),
             pytest.param({"PatientID": "", "PatientBirthDate": "", "IssuerOfPatientID": ""}, id="name only"),
         ],
     )

@@ -191,6 +191,13 @@ class TestWhatIsNoImage:
         answer = predict_file(radiograph, equipment, maximum_bytes=LIMIT)
         assert (answer["state"], answer["gate"]["notes"]) == ("reported", [])
 
+    def test_a_preamble_that_looks_like_a_picture_makes_none(self, equipment: Equipment, tmp_path: Path) -> None:
+        file = write_radiograph(tmp_path / "a.dcm", BRIGHT)
+        for start in (b"II*\x00", b"BM"):
+            file.write_bytes(start.ljust(128, b"\0") + file.read_bytes()[128:])
+            answer = predict_file(file, equipment, maximum_bytes=LIMIT)
+            assert (answer["state"], answer["gate"]["notes"]) == ("reported", [])
+
     def test_other_images_are_refused_as_what_they_are(self, equipment: Equipment, tmp_path: Path) -> None:
         for kind in ("BMP", "GIF", "WEBP"):
             Pillow.new("L", (64, 64)).save(tmp_path / kind, format=kind)

@@ -55,8 +55,8 @@ log = structlog.get_logger()
 _DOCUMENTS = frozenset({"SR", "KO", "PR"})
 _VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Folders that this process has made durable; forgotten when there are this many, which costs one fsync each.
-_LATER_SECONDS = 0.001  # between two contents of one instance, at least: what a file's time can tell apart
 _REMEMBERED_FOLDERS = 4096
+_LATER_SECONDS = 0.001  # between two contents of one instance, at least: what a file's time can tell apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from starlette.routing import Route
 from stepwedge.errors import SettingsError
 from stepwedge.settings import Http
 from stepwedge.store import Store
+
+_BACKLOG = 128  # connections that wait to be accepted
 
 Checks = Mapping[str, Callable[[], bool]]
 
@@ -78,22 +81,31 @@ class HttpServer:
 
     def __init__(self, settings: Http, app: Starlette) -> None:
         assert settings.port is not None
-        self._where = f"{settings.host}:{settings.port}"
+        self._address = (settings.host, settings.port)
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, log_level="error", access_log=False, lifespan="off"
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Listen. Raises SettingsError if the address cannot be had."""
+        host, port = self._address
+        try:
+            listening = socket.create_server(
+                self._address, family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"http.port: cannot listen on {host}:{port} ({error.strerror}); is another program using it?"
+            ) from None
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="http", daemon=True)
         self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                raise SettingsError(f"http.port: cannot listen on {self._where}; is another program using it?")
+        while not self._server.started and self._thread.is_alive():
             time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop listening."""
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        if self._thread is not None:
+            self._thread.join(timeout=10)

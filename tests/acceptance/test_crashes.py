@@ -174,7 +174,9 @@ def _essence(status: dict[str, Any]) -> list[Any]:
     )
 
 
-def test_a_package_with_one_byte_changed_does_not_start(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_package_with_one_byte_changed_does_not_start(
+    orthanc: Orthanc, values: dict[str, Any], tmp_path: Path
+) -> None:
     model = tmp_path / "package" / "model.onnx"
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
@@ -187,7 +189,12 @@ def test_a_package_with_one_byte_changed_does_not_start(values: dict[str, Any], 
                       + bytes(content[len(content) // 2 + 1 :]))  # fmt: skip
     seal(model.parent)
     service.start()
-    assert service.stop() == 0
+    try:
+        sent = make_study(tmp_path / "studies", 400)
+        send(service.settings.node.port, sent.file)
+        _all_reported_once(service, orthanc, [sent])
+    finally:
+        assert service.stop() == 0
 
 
 def test_a_second_service_keeps_off_the_data_of_the_first(values: dict[str, Any], tmp_path: Path) -> None:

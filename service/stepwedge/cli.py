@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
+from stepwedge.commands import package, policy, simulate
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
@@ -89,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     settings = command("settings", _settings, "print the reference of all settings, or check a settings file")
     settings.add_argument("--check", type=Path, metavar="FILE", help="check this file, with the environment")
 
+    package.add(commands)
+    policy.add(commands)
+    simulate.add(commands)
+
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")
     return parser
@@ -149,19 +154,16 @@ def _infer(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from stepwedge.inference.engine import OnnxEngine
     from stepwedge.manifest import load_package
-    from stepwedge.pipeline import Equipment
+    from stepwedge.pipeline import equip
     from stepwedge.policy import load_policy
-    from stepwedge.predict import as_line, dump, find_files, predict_file
+    from stepwedge.predict import answers, as_line, dump
     from stepwedge.settings import Worker
 
-    package = load_package(options.package)
+    loaded = load_package(options.package)
     beside = options.package.resolve().parent / "policy.yaml"
     policy_file = options.policy or (beside if beside.is_file() else None)
-    equipment = Equipment(
-        package=package,
-        engine=OnnxEngine(package, options.device),
-        policy=load_policy(policy_file, package.manifest) if policy_file else None,
-    )
+    site = load_policy(policy_file, loaded.manifest) if policy_file else None
+    equipment = equip(loaded, OnnxEngine(loaded, options.device), site, explain=False)
     missing = [path for path in options.paths if not path.exists()]
     if missing:
         raise StepwedgeError(f"{missing[0]}: no such file or folder")
@@ -170,8 +172,7 @@ def _predict(options: argparse.Namespace) -> int:
         # A file's name need not be text that the terminal can show.
         sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
-    for file in find_files(options.paths):
-        answer = predict_file(file, equipment, maximum_bytes=maximum_bytes)
+    for answer in answers(options.paths, equipment, maximum_bytes=maximum_bytes):
         print(dump(answer) if options.json else as_line(answer), flush=True)  # noqa: T201
         if answer["state"] == "failed":
             status = FAILED

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -23,6 +24,8 @@ SUMS = "SHA256SUMS"
 MANIFEST = "model.yaml"
 CALIBRATION = "calibration.json"
 GOLDEN = "golden.npz"
+MODEL = "model.onnx"
+GATE = "gate.npz"
 
 
 class _Strict(BaseModel):
@@ -74,10 +77,13 @@ Presentation = Annotated[PercentilePresentation | WindowPresentation | RangePres
 
 
 class Input(_Strict):
-    """One input tensor, float32 (batch, channels, rows, columns), made of one image."""
+    """One input tensor, float32. Of one image: (batch, channels, rows, columns).
+
+    Of a series or a study: (batch, images, channels, rows, columns), the images in the order of ``Stack``.
+    """
 
     name: str
-    unit: Literal["instance", "series", "study"] = "instance"
+    unit: Literal["instance", "series", "study"] = "instance"  # what one run of the model is about
     rows: int = Field(ge=16, le=4096)
     columns: int = Field(ge=16, le=4096)
     channels: Literal[1, 3] = 1
@@ -97,11 +103,23 @@ class Input(_Strict):
         return self
 
 
+class Stack(_Strict):
+    """Which images of a series or a study the model takes, and in which order."""
+
+    order: Literal["position", "instance_number"] = "position"  # along the normal of the slices; (0020,0013)
+    minimum: int = Field(default=1, ge=1)  # images; fewer defer
+    maximum: int = Field(default=512, ge=1)  # images; of more, this many at even distances
+
+
 class Output(_Strict):
-    """What the graph gives. ``scores`` and ``embedding`` are names of graph outputs, (batch, …) each."""
+    """What the graph gives. Each name is that of a graph output, (batch, …).
+
+    ``activation_map`` is (batch, classes, rows, columns): what each place adds to each class's score.
+    """
 
     scores: str
     embedding: str | None = None
+    activation_map: str | None = None
     classes: list[str] = Field(min_length=1)
     kind: Literal["exclusive", "independent"]  # softmax-like classes, or one yes/no per class
     activation: Literal["none", "sigmoid", "softmax"] = "none"  # already applied inside the graph
@@ -117,6 +135,13 @@ class Output(_Strict):
         if self.kind == "exclusive" and len(self.classes) < 2:
             raise ValueError("kind exclusive needs at least two classes")
         return self
+
+
+class Explanation(_Strict):
+    """Where in the image the answer comes from: the graph's activation map, or what covering parts of it changes."""
+
+    kind: Literal["none", "activation_map", "occlusion"] = "none"
+    grid: int = Field(default=7, ge=2, le=16)  # of an occlusion map: grid × grid forward passes
 
 
 class FindingSpec(_Strict):
@@ -143,8 +168,11 @@ class Manifest(_Strict):
     licence: str
     demonstration_only: bool = True
     intended_use: IntendedUse
-    input: Input
+    input: Input  # what the gate and people look at too
+    further_inputs: list[Input] = []  # made of the same images
+    stack: Stack = Stack()  # of a series or study
     output: Output
+    explanation: Explanation = Explanation()
     findings: list[FindingSpec] = Field(min_length=1)
     aggregation: Literal["max", "mean"] = "max"  # from the accepted images of a study to the study
     golden_tolerance: float = Field(default=2e-3, gt=0)  # absolute, on the graph's outputs
@@ -169,20 +197,59 @@ class Manifest(_Strict):
                 among = set(finding.among) or known
                 if not set(finding.positive) < among:
                     raise ValueError(f"finding {finding.name}: positive must be a part of among, not all of it")
-        if self.input.unit != "instance":
-            raise ValueError(f"input unit {self.input.unit!r}: this version runs models of unit instance only")
+        if len({spec.name for spec in self.inputs}) != len(self.inputs):
+            raise ValueError("inputs must have different names")
+        if (self.explanation.kind == "activation_map") != (self.output.activation_map is not None):
+            raise ValueError("explanation kind activation_map needs output.activation_map, and the other way round")
+        if any(spec.unit != self.input.unit for spec in self.further_inputs):
+            raise ValueError(f"further_inputs must be of the unit of input, {self.input.unit}")
+        if self.explanation.kind != "none" and self.input.unit != "instance":
+            raise ValueError(f"explanation kind {self.explanation.kind} needs input unit instance")
         return self
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Every input tensor of the graph."""
+        return (self.input, *self.further_inputs)
+
+
+class CalibrationEvidence(_Strict):
+    """How one method did on images that it was not fitted on (cross-validated by patient)."""
+
+    log_loss: float
+    calibration_error: float  # expected, over bins of equal number
+    low: float  # 95 % interval of the calibration error, by patient
+    high: float
 
 
 class FindingCalibration(_Strict):
-    """How the log-odds of one finding become a probability: sigmoid(slope × score + intercept)."""
+    """How the log-odds of one finding become a probability.
 
-    method: Literal["sigmoid", "none"]
+    ``sigmoid`` and ``temperature`` (intercept 0): sigmoid(slope × score + intercept). ``isotonic``: the probability
+    between ``points`` (score, probability), linear between them and constant beyond. Where ``inconclusive`` is not
+    empty, it says why there is too little evidence to decide on this finding: it gets no threshold.
+    """
+
+    method: Literal["sigmoid", "temperature", "isotonic", "none"]
     slope: float = Field(default=1.0, gt=0)
     intercept: float = 0.0
+    points: list[tuple[float, float]] = []
     prevalence: float = Field(gt=0, lt=1)  # of the finding in the fold that it was fitted on
     positives: int = Field(ge=0)
     negatives: int = Field(ge=0)
+    inconclusive: str = ""
+    evidence: dict[str, CalibrationEvidence] = {}  # by method
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.method == "isotonic") != bool(self.points):
+            raise ValueError("method isotonic needs points, and only it")
+        scores, probabilities = ([pair[i] for pair in self.points] for i in (0, 1))
+        if any(b <= a for a, b in pairwise(scores)) or any(b < a for a, b in pairwise(probabilities)):
+            raise ValueError("points must rise in score, and not fall in probability")
+        if any(not 0 < p < 1 for p in probabilities):
+            raise ValueError("probabilities of points must lie between 0 and 1")
+        return self
 
 
 class Calibration(_Strict):
@@ -205,7 +272,12 @@ class Package(_Strict):
 
     @property
     def model_file(self) -> Path:
-        return self.path / "model.onnx"
+        return self.path / MODEL
+
+    @property
+    def gate_file(self) -> Path | None:
+        """The fitted gate, where the package has one."""
+        return self.path / GATE if (self.path / GATE).is_file() else None
 
 
 def load_package(path: Path) -> Package:

@@ -1,8 +1,10 @@
 """What happens to an image, and to a study: read this first.
 
 An image goes down ``STAGES`` in order. Each stage is a plain function from a case to a case; a case that the gate
-rejects goes no further, one that it defers still gets an answer, which is observed but not reported. A study's answer
-is made of its images' answers. The service (``workflow``) and ``stepwedge predict`` run this same code.
+rejects goes no further, one that it defers still gets an answer, which is observed but not reported. Images that a
+model takes together (input unit series or study) go down the first stages each and the rest as one. A study's answer
+is made of the answers for its images or stacks. The service (``workflow``) and ``stepwedge predict`` run this same
+code.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwedge import explain
 from stepwedge.decision import calibrate, costs
+from stepwedge.dicom.geometry import Place, in_order
 from stepwedge.errors import DecodeError, InferenceRefusedError
-from stepwedge.gate import validity
-from stepwedge.inference.preprocess import presented, resized, to_tensor
+from stepwedge.gate import tamper, validity
+from stepwedge.gate.content import judge_content
+from stepwedge.gate.fitted import Gate, load_gate
+from stepwedge.inference.preprocess import normalised, presented, resized, to_plane
 from stepwedge.manifest import Package
 from stepwedge.observation import Observation
 from stepwedge.policy import Policy
@@ -28,11 +34,13 @@ from stepwedge.records import (
     FloatArray,
     GateVerdict,
     Header,
+    HeatMap,
     Image,
     ImageResult,
     PixelStatistics,
     Reason,
     State,
+    TamperResult,
     UnitResult,
     Verdict,
 )
@@ -46,6 +54,18 @@ class Equipment:
     package: Package
     engine: Engine
     policy: Policy | None  # None only for `predict` without a policy: then nothing is decided
+    gate: Gate = field(default_factory=Gate)  # what is fitted of it
+    explain: bool = True  # whether heat maps are made
+
+
+def equip(package: Package, engine: Engine, policy: Policy | None, *, explain: bool = True) -> Equipment:
+    """The equipment for a model under a policy, with the gate that the policy fitted, or else the package's.
+
+    Raises PackageError for a gate that cannot be read.
+    """
+    file = (policy.gate_file if policy else None) or package.gate_file
+    gate = load_gate(file) if file else Gate()
+    return Equipment(package=package, engine=engine, policy=policy, gate=gate, explain=explain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +76,26 @@ class Case:
     header: Header
     decode: Callable[[], Image]  # raises DecodeError
     gate: GateVerdict = field(default_factory=lambda: GateVerdict(verdict=Verdict.ACCEPT))
+    place: Place = field(default_factory=Place)
     image: Image | None = None
     statistics: PixelStatistics | None = None
-    tensor: FloatArray | None = None
-    class_outputs: NDArray[np.float32] | None = None  # (classes,)
+    inputs: Mapping[str, FloatArray] = field(default_factory=dict)  # by name; the image first, its variants behind it
+    class_outputs: NDArray[np.float32] | None = None  # (1 + variants, classes)
+    activation_map: NDArray[np.float32] | None = None  # (classes, rows, columns)
     embedding: tuple[float, ...] = ()
     provider: str = ""
+    tamper: TamperResult = field(default_factory=TamperResult)
     findings: tuple[Finding, ...] = ()
+    heat: HeatMap | None = None
     failure: Reason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a person is shown of a case."""
+
+    picture: FloatArray | None = None  # as presented to the model, (rows, columns) on 0…1
+    heat: HeatMap | None = None
 
 
 def judge_header(case: Case, equipment: Equipment) -> Case:
@@ -85,65 +117,106 @@ def judge_pixels(case: Case, equipment: Equipment) -> Case:
     assert case.image is not None
     assert case.statistics is not None
     verdict = validity.judge_pixels(case.image, case.statistics, equipment.package.manifest.input)
+    if verdict.verdict is not Verdict.REJECT and equipment.gate.content is not None:
+        verdict = _combined(verdict, judge_content(case.image, case.statistics, equipment.gate.content))
     return replace(case, gate=_combined(case.gate, verdict))
 
 
 def preprocess(case: Case, equipment: Equipment) -> Case:
-    """The image to the model's input tensor."""
+    """The image to the model's input tensors, with the variants that the tamper check wants behind it."""
     assert case.image is not None
-    return replace(case, tensor=to_tensor(case.image, equipment.package.manifest.input))
+    inputs: dict[str, FloatArray] = {}
+    for spec in equipment.package.manifest.inputs:
+        plane = to_plane(case.image, spec)
+        planes = plane[None]
+        if equipment.gate.tamper is not None:
+            planes = np.concatenate([planes, tamper.variants(plane, equipment.gate.tamper)])
+        inputs[spec.name] = normalised(planes, spec)
+    return replace(case, inputs=inputs)
 
 
 def infer(case: Case, equipment: Equipment) -> Case:
     """The model's scores and embedding. Raises InferenceUnavailableError if no server answers."""
-    manifest = equipment.package.manifest
-    assert case.tensor is not None
+    output = equipment.package.manifest.output
     try:
-        outputs, provider = equipment.engine.run({manifest.input.name: case.tensor})
+        outputs, provider = equipment.engine.run(case.inputs)
     except InferenceRefusedError as error:
         return replace(case, failure=Reason(code="inference_refused", detail=str(error)))
-    scores = outputs.get(manifest.output.scores)
-    embedding = outputs.get(manifest.output.embedding) if manifest.output.embedding else np.empty((1, 0), np.float32)
-    if scores is None or scores.shape != (1, len(manifest.output.classes)) or not np.isfinite(scores).all():
-        return replace(case, failure=Reason(code="model_output_invalid", detail="scores"), provider=provider)
-    if embedding is None or embedding.shape[:1] != (1,) or not np.isfinite(embedding).all():
-        return replace(case, failure=Reason(code="model_output_invalid", detail="embedding"), provider=provider)
+    case = replace(case, provider=provider)
+    count = len(next(iter(case.inputs.values())))
+    shapes = {output.scores: (count, len(output.classes))}
+    shapes |= {name: (count,) for name in (output.embedding, output.activation_map) if name}
+    for name, shape in shapes.items():
+        values = outputs.get(name)
+        if values is None or values.shape[: len(shape)] != shape or not np.isfinite(values).all():
+            return replace(case, failure=Reason(code="model_output_invalid", detail=name))
     return replace(
         case,
-        class_outputs=scores[0],
-        embedding=tuple(float(value) for value in embedding[0].ravel()),
-        provider=provider,
+        class_outputs=outputs[output.scores],
+        activation_map=outputs[output.activation_map][0] if output.activation_map else None,
+        embedding=tuple(float(v) for v in outputs[output.embedding][0].ravel()) if output.embedding else (),
     )
+
+
+def judge_tamper(case: Case, equipment: Equipment) -> Case:
+    """Does the answer hold under changes that should not matter? Deferred where it does not."""
+    check = equipment.gate.tamper
+    if check is None or case.class_outputs is None or len(case.class_outputs) == 1:
+        return case
+    found = tamper.judge_tamper(case.class_outputs, equipment.package.manifest, check)
+    case = replace(case, tamper=found)
+    if found.verdict != "flagged":
+        return case
+    suspected = GateVerdict(verdict=Verdict.DEFER, reasons=(Reason(code="tamper_suspected"),))
+    return replace(case, gate=_combined(case.gate, suspected))
 
 
 def decide(case: Case, equipment: Equipment) -> Case:
     """Calibrated probability, the policy's prevalence, the cheapest action; none where the gate defers."""
     if case.class_outputs is None:
         return case
-    findings = decide_findings(_scores(case.class_outputs, equipment), equipment)
+    findings = decide_findings(_scores(case.class_outputs[0], equipment), equipment)
     if case.gate.verdict is Verdict.DEFER:
         findings = tuple(replace(finding, decision=Decision.DEFER) for finding in findings)
     return replace(case, findings=findings)
 
 
+def explain_answer(case: Case, equipment: Equipment) -> Case:
+    """Where in the image the answer comes from."""
+    manifest = equipment.package.manifest
+    if not equipment.explain or not case.findings or manifest.explanation.kind == "none":
+        return case
+    if manifest.explanation.kind == "activation_map":
+        assert case.activation_map is not None
+        return replace(case, heat=explain.from_activation_map(case.activation_map, case.findings, manifest))
+    inputs = {name: values[:1] for name, values in case.inputs.items()}
+    try:
+        return replace(case, heat=explain.by_occlusion(inputs, case.findings, manifest, equipment.engine))
+    except InferenceRefusedError as error:
+        return replace(case, failure=Reason(code="inference_refused", detail=str(error)))
+
+
 Stage = Callable[[Case, Equipment], Case]
 
-STAGES: tuple[tuple[str, Stage], ...] = (
+Stages = tuple[tuple[str, Stage], ...]
+
+_OF_EACH_IMAGE: Stages = (
     ("gate_header", judge_header),
     ("decode", decode_pixels),
     ("gate_pixels", judge_pixels),
     ("preprocess", preprocess),
-    ("infer", infer),
-    ("decide", decide),
 )
+_OF_THE_INPUT: Stages = (
+    ("infer", infer),
+    ("tamper", judge_tamper),
+    ("decide", decide),
+    ("explain", explain_answer),
+)
+STAGES: Stages = (*_OF_EACH_IMAGE, *_OF_THE_INPUT)
 
 
-def analyse_image(case: Case, equipment: Equipment) -> tuple[ImageResult, FloatArray | None]:
+def analyse_image(case: Case, equipment: Equipment) -> tuple[ImageResult, View]:
     """Take one image down the stages.
-
-    Returns
-    -------
-    The result, and the image as it was presented to the model, float32 (rows, columns) on 0…1 (None if there is none).
 
     Raises
     ------
@@ -151,29 +224,79 @@ def analyse_image(case: Case, equipment: Equipment) -> tuple[ImageResult, FloatA
         If the inference server does not answer: nothing is wrong with the image, try again later.
     """
     ms: dict[str, float] = {}
-    for name, stage in STAGES:
+    case = _down(STAGES, case, equipment, ms)
+    return _result(case, (), equipment, ms), View(picture=_picture(case, equipment), heat=case.heat)
+
+
+def analyse_stack(cases: Sequence[Case], equipment: Equipment) -> tuple[ImageResult, View]:
+    """Take the images of a series or a study down the stages, together from ``infer`` on.
+
+    The stack is rejected with an image that the gate rejects and deferred with one that it defers: a model of whole
+    series must not silently answer for a part of one. The result carries the header and statistics of the middle
+    image.
+
+    Raises
+    ------
+    InferenceUnavailableError
+        As in ``analyse_image``.
+    """
+    manifest = equipment.package.manifest
+    ms: dict[str, float] = {}
+    plain = replace(equipment, gate=replace(equipment.gate, tamper=None))
+    ordered, problem = in_order([case.place for case in cases], manifest.stack)
+    middle = ordered[len(ordered) // 2] if ordered else 0
+    judged: list[Case] = []
+    shown: FloatArray | None = None
+    for index in ordered or range(len(cases)):
+        case = _down(_OF_EACH_IMAGE, cases[index], plain, ms)
+        if index == middle:
+            shown = _picture(case, equipment)
+        judged.append(replace(case, image=None))  # a series of decoded images would fill the memory
+    first = judged[len(judged) // 2]
+    gate = GateVerdict(verdict=Verdict.ACCEPT, measures=first.gate.measures, notes=first.gate.notes)
+    for case in judged:
+        gate = replace(_combined(gate, replace(case.gate, notes=())), measures=first.gate.measures)
+    if problem is not None:
+        gate = _combined(gate, GateVerdict(verdict=Verdict.DEFER, reasons=(problem,)))
+    gate = replace(gate, reasons=tuple(dict.fromkeys(gate.reasons)))
+    stack = replace(first, gate=gate, inputs={})
+    if gate.verdict is not Verdict.REJECT:
+        names = [spec.name for spec in manifest.inputs]
+        stack = replace(stack, inputs={n: np.concatenate([case.inputs[n] for case in judged])[None] for n in names})
+    stack = _down(_OF_THE_INPUT, stack, plain, ms)
+    return _result(stack, tuple(case.instance for case in judged), equipment, ms), View(picture=shown)
+
+
+def _down(stages: Stages, case: Case, equipment: Equipment, ms: dict[str, float]) -> Case:
+    """Take a case down some stages, as far as it goes; milliseconds are added by stage."""
+    for name, stage in stages:
         if case.gate.verdict is Verdict.REJECT or case.failure is not None:
             break
         started = time.perf_counter()
         case = stage(case, equipment)
-        ms[name] = (time.perf_counter() - started) * 1000.0
+        ms[name] = ms.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
+    return case
+
+
+def _result(case: Case, members: tuple[str, ...], equipment: Equipment, ms: Mapping[str, float]) -> ImageResult:
     state, reasons = _image_state(case)
     classes = equipment.package.manifest.output.classes
-    outputs = case.class_outputs if case.class_outputs is not None else ()
-    result = ImageResult(
+    outputs = case.class_outputs[0] if case.class_outputs is not None else ()
+    return ImageResult(
         instance=case.instance,
+        members=members,
         state=state,
         reasons=reasons,
         header=case.header,
         gate=case.gate,
         statistics=case.statistics,
+        tamper=case.tamper,
         findings=case.findings,
         scores={name: float(value) for name, value in zip(classes, outputs, strict=False)},
         embedding=case.embedding,
         provider=case.provider,
         ms={name: round(value, 3) for name, value in ms.items()},
     )
-    return result, _picture(case, equipment)
 
 
 def rejected_image(instance: str, reason: Reason) -> ImageResult:
@@ -219,10 +342,12 @@ def decide_findings(scores: Mapping[str, float], equipment: Equipment) -> tuple[
         probability = float(
             calibrate.at_prevalence(calibrate.calibrated(score, calibration), calibration.prevalence, prevalence)[0]
         )
-        limits = costs.thresholds(site.costs) if site else None
+        limits = costs.thresholds(site.costs) if site and not calibration.inconclusive else None
         decision = costs.decide(probability, limits) if limits else Decision.NONE
         if spec.given is not None and decisions[spec.given] is not Decision.ACT:
             decision = Decision.NONE
+        elif calibration.inconclusive:
+            decision = Decision.INCONCLUSIVE
         decisions[spec.name] = decision
         findings.append(
             Finding(
@@ -242,8 +367,7 @@ def decide_findings(scores: Mapping[str, float], equipment: Equipment) -> tuple[
 
 def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
     """The row that the monitor reads. The image attributes are those of the first image that answered."""
-    order = {Verdict.ACCEPT: 0, Verdict.DEFER: 1, Verdict.REJECT: 2}
-    first = min(result.images, key=lambda image: order[image.gate.verdict], default=None)
+    first = min(result.images, key=lambda image: image.gate.verdict.severity, default=None)
     base = Observation(
         unit=result.unit,
         study=result.study,
@@ -341,16 +465,17 @@ def _image_state(case: Case) -> tuple[State, tuple[Reason, ...]]:
 def _decided_state(findings: Sequence[Finding]) -> tuple[State, tuple[Reason, ...]]:
     """Deferred if every finding that was to be decided is left to a person."""
     decisions = {finding.decision for finding in findings} - {Decision.NONE}
-    if decisions == {Decision.DEFER}:
+    if decisions == {Decision.INCONCLUSIVE}:
+        return State.DEFERRED, (Reason(code="inconclusive"),)
+    if decisions - {Decision.INCONCLUSIVE} == {Decision.DEFER}:
         names = ", ".join(finding.name for finding in findings if finding.decision is Decision.DEFER)
         return State.DEFERRED, (Reason(code="uncertain", detail=names),)
     return State.REPORTED, ()
 
 
 def _combined(first: GateVerdict, second: GateVerdict) -> GateVerdict:
-    order = [Verdict.ACCEPT, Verdict.DEFER, Verdict.REJECT]
     return GateVerdict(
-        verdict=max(first.verdict, second.verdict, key=order.index),
+        verdict=max(first.verdict, second.verdict, key=lambda verdict: verdict.severity),
         reasons=(*first.reasons, *second.reasons),
         measures={**first.measures, **second.measures},
         notes=(*first.notes, *second.notes),

@@ -51,6 +51,7 @@ class Policy(_Strict):
 
     file: PolicyFile
     digest: str
+    gate_file: Path | None = None  # the gate fitted on the site's own studies
 
     @property
     def reference(self) -> PolicyReference:

@@ -45,6 +45,7 @@ class Decision(StrEnum):
     CLEAR = "clear"  # treat the finding as absent
     DEFER = "defer"  # leave it to a person
     NONE = "none"  # not decided: the policy states no costs, or the finding it depends on was not acted upon
+    INCONCLUSIVE = "inconclusive"  # never decided: the package has too little evidence on this finding
 
 
 # What a coded attribute of a header reads as whose value is no term that is known.
@@ -72,7 +73,22 @@ REASONS: Mapping[str, str] = {
     "image_blank": "The image has no content",
     "image_saturated": "Too large a part of the image is at the end of its grey scale",
     "image_truncated": "A large part of the image is one constant band, as after an interrupted readout",
+    # What the pixels show, against what the gate was fitted on.
+    "content_not_intended": "The image does not look like those that the model was accepted on",
+    "image_inverted": "Black and white look exchanged",
+    "image_rotated": "The image looks rotated",
+    "image_flipped": "Left and right look exchanged",
+    "image_cropped": "The image looks like a part of one",
+    "image_blurred": "The image is blurred",
+    "image_grey_scale": "The grey scale is too narrow, too dark or too bright to show the anatomy",
+    "population_not_intended": "The image is of the intended kind, but unlike the patients or equipment of the gate",
+    "tamper_suspected": "The answer changes under changes of the image that should not matter, as after tampering",
+    "altered_after_receipt": "The pixel data is not what was received",
+    # Series and studies as input.
+    "stack_too_small": "There are fewer images than the model needs",
+    "stack_inconsistent": "The images of the series do not fit together",
     # The decision.
+    "inconclusive": "The package has too little evidence to decide on any of its findings",
     "uncertain": "The probability lies where a reading by a person costs least",
     # Failures: each can be tried again by one command.
     "inference_unavailable": "The inference server did not answer",
@@ -185,6 +201,27 @@ class GateVerdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TamperResult:
+    """What the tamper check found. ``verdict`` is pass, flagged or not_fitted."""
+
+    verdict: str = "not_fitted"
+    measure: float | None = None  # in units of the check: flagged above ``threshold``
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeatMap:
+    """Where in the image the answer on one finding comes from.
+
+    ``values`` is float32 (rows, columns) on 0…1, coarse, over the whole area that the model was shown.
+    """
+
+    finding: str
+    method: str  # activation_map or occlusion
+    values: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """What errors cost, in any one unit (only ratios matter)."""
 
@@ -246,14 +283,20 @@ class PolicyReference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageResult:
-    """What became of one image. ``instance`` is its key in the spool (a keyed hash), or a path for `predict`."""
+    """What became of one image, or of a stack of images that the model takes together.
+
+    ``instance`` is its key in the spool (a keyed hash), or a path for `predict`; of a stack, that of the middle image,
+    whose header and statistics are given, and ``members`` are all of them in order.
+    """
 
     instance: str
+    members: tuple[str, ...] = ()
     state: State
     reasons: tuple[Reason, ...]
     header: Header
     gate: GateVerdict
     statistics: PixelStatistics | None = None
+    tamper: TamperResult = field(default_factory=TamperResult)
     findings: tuple[Finding, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)  # the model's raw outputs by class
     embedding: tuple[float, ...] = ()

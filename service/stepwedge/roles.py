@@ -26,7 +26,7 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
 from stepwedge.page.app import HttpServer, build_app
-from stepwedge.pipeline import Equipment
+from stepwedge.pipeline import equip
 from stepwedge.policy import Policy, load_policy
 from stepwedge.records import State
 from stepwedge.rundir import Heartbeat, is_beating
@@ -100,7 +100,7 @@ def work(settings: Settings) -> int:
         for package, policy in models:
             client = InferenceClient(inference.base_url, package.reference, inference.timeout_seconds)
             undo.callback(client.close)
-            equipment[package.digest] = Equipment(package=package, engine=client, policy=policy)
+            equipment[package.digest] = equip(package, client, policy)
         sinks = {to.name: DicomSink(to, calling_ae=settings.node.ae_title) for to in settings.destinations}
         bench = Bench(
             settings=settings, site=load_site(settings.data_dir), store=store, equipment=equipment, sinks=sinks

@@ -204,10 +204,6 @@ class TestAWrongManifest:
         rewrite(own, lambda values: the_finding(values).update(among=["ill", "normal"]))
         assert "independent classes take one positive and no among" in refused(own)
 
-    @pytest.mark.parametrize("unit", ["series", "study"])
-    def test_models_of_series_and_studies_are_refused_in_words(self, own: Path, unit: str) -> None:
-        rewrite(own, into("input", unit=unit))
-        assert f"input unit '{unit}': this version runs models of unit instance only" in refused(own)
 
     @pytest.mark.parametrize("text", ["- a list", "words", "", "a: [", "\x00"])
     def test_what_is_no_mapping_is_refused(self, own: Path, text: str) -> None:

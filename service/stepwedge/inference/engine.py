@@ -142,21 +142,27 @@ class OnnxEngine:
     def _check_signature(self) -> None:
         """Raises EngineError where the graph is not what model.yaml says."""
         manifest = self._package.manifest
-        spec = manifest.input
         remedy = "correct model.yaml and build the package again"
         inputs = {i.name: i for i in self._session.get_inputs()}
-        if set(inputs) != {spec.name}:
+        named = [spec.name for spec in manifest.inputs]
+        if set(inputs) != set(named):
             raise EngineError(
-                f"{manifest.name}: the graph's inputs are {sorted(inputs)}, model.yaml says {spec.name}; {remedy}"
+                f"{manifest.name}: the graph's inputs are {', '.join(sorted(inputs))}, model.yaml says "
+                f"{', '.join(sorted(named))}; {remedy}"
             )
-        if inputs[spec.name].type != _FLOAT:
-            raise EngineError(f"{manifest.name}: input {spec.name} is {inputs[spec.name].type}, wanted {_FLOAT}")
-        if not _matches((1, spec.channels, spec.rows, spec.columns), inputs[spec.name].shape):
-            raise EngineError(
-                f"{manifest.name}: input {spec.name} is {tuple(inputs[spec.name].shape)}, model.yaml says "
-                f"{(1, spec.channels, spec.rows, spec.columns)}; {remedy}"
-            )
-        wanted = {name for name in (manifest.output.scores, manifest.output.embedding) if name is not None}
+        for spec in manifest.inputs:
+            images = () if spec.unit == "instance" else (1,)
+            shape = (1, *images, spec.channels, spec.rows, spec.columns)
+            declared = inputs[spec.name]
+            if declared.type != _FLOAT:
+                raise EngineError(f"{manifest.name}: input {spec.name} is {declared.type}, wanted {_FLOAT}")
+            if not _matches(shape, declared.shape):
+                raise EngineError(
+                    f"{manifest.name}: input {spec.name} is {tuple(declared.shape)}, model.yaml says {shape}; {remedy}"
+                )
+        output = manifest.output
+        optional = (output.embedding, output.activation_map)
+        wanted = {output.scores, *(name for name in optional if name is not None)}
         if not wanted <= set(self._outputs):
             raise EngineError(
                 f"{manifest.name}: the graph's {_FLOAT} outputs are {sorted(self._outputs)}, model.yaml wants "

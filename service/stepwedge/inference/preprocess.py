@@ -62,10 +62,19 @@ def resized(pixels: FloatArray, spec: Input) -> FloatArray:
     return np.asarray(picture.resize((spec.columns, spec.rows), _RESAMPLING[spec.resampling]), np.float32)
 
 
-def to_tensor(image: Image, spec: Input) -> FloatArray:
-    """The input tensor for one image, float32 (1, channels, rows, columns), normalised."""
-    plane = np.clip(resized(presented(image, spec), spec), 0.0, 1.0)
+def to_plane(image: Image, spec: Input) -> FloatArray:
+    """The image as the model is shown it, before normalisation: float32 (rows, columns) on 0…1."""
+    return np.clip(resized(presented(image, spec), spec), 0.0, 1.0)
+
+
+def normalised(planes: FloatArray, spec: Input) -> FloatArray:
+    """Planes (n, rows, columns) on 0…1 as an input tensor, float32 (n, channels, rows, columns)."""
     mean = np.broadcast_to(np.asarray(spec.mean, np.float32), (spec.channels,))
     sd = np.broadcast_to(np.asarray(spec.sd, np.float32), (spec.channels,))
-    stacked = (plane[None, :, :] - mean[:, None, None]) / sd[:, None, None]
-    return np.ascontiguousarray(stacked[None], dtype=np.float32)
+    stacked = (planes[:, None, :, :] - mean[:, None, None]) / sd[:, None, None]
+    return np.ascontiguousarray(stacked, dtype=np.float32)
+
+
+def to_tensor(image: Image, spec: Input) -> FloatArray:
+    """The input tensor for one image, float32 (1, channels, rows, columns), normalised."""
+    return normalised(to_plane(image, spec)[None], spec)

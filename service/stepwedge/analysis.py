@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,19 +20,16 @@ import structlog
 from pydantic import TypeAdapter
 
 from stepwedge import __version__
-from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
-from stepwedge.dicom.decode import decode
-from stepwedge.dicom.header import read_header
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
-from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
+from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
-from stepwedge.manifest import selects
-from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of, rejected_image
-from stepwedge.records import FloatArray, Image, ImageResult, Reason, State, UnitResult, Verdict
+from stepwedge.intake import Intake, take_in
+from stepwedge.pipeline import Equipment, View, combine, observation_of
+from stepwedge.records import ImageResult, Reason, State, UnitResult
 from stepwedge.settings import Settings
-from stepwedge.store import Revision, Unit, unit_id
+from stepwedge.store import Revision, StoredInstance, Unit, unit_id
 
 log = structlog.get_logger()
 
@@ -115,11 +112,18 @@ def _receipt(settings: Settings, unit: str, destination: str) -> Path:
 
 
 def analyse_unit(
-    unit: Unit, revision: Revision, *, settings: Settings, site: Site, equipment: Equipment
+    unit: Unit,
+    revision: Revision,
+    received: Sequence[StoredInstance] = (),
+    *,
+    settings: Settings,
+    site: Site,
+    equipment: Equipment,
 ) -> tuple[UnitResult, str]:
     """Analyse a unit and publish its result; a result that is there already is given back as it is.
 
-    A failed unit publishes nothing, so that it can be tried again.
+    A failed unit publishes nothing, so that it can be tried again. ``received`` is what the index knows of the
+    study's instances from their receipt.
 
     Returns
     -------
@@ -133,35 +137,18 @@ def analyse_unit(
     published = read_published(settings, unit.unit)
     if published is not None:
         return published.result, published.observation
-    images: list[ImageResult] = []
-    evidence: list[pydicom.Dataset] = []
-    pictures: list[FloatArray | None] = []
-    missing = False
     started = time.perf_counter()
-    for path in revision.paths:
-        file = settings.data_dir / path
-        if not file.exists():
-            missing = True
-            continue
-        try:
-            dataset = read_dataset(file, maximum_bytes=settings.worker.maximum_decoded_bytes)
-        except (UnusableInstanceError, DecodeError) as error:
-            images.append(rejected_image(_instance_of(file), Reason(code=error.code, detail=str(error))))
-            pictures.append(None)
-            continue
-        header = read_header(dataset, site.hash)
-        if not selects(equipment.package.manifest, modality=header.modality, has_pixels="PixelData" in dataset):
-            continue
-        case = Case(instance=_instance_of(file), header=header, decode=_decoder(dataset, settings))
-        result, picture = analyse_image(case, equipment)
-        images.append(result)
-        pictures.append(picture)
-        del dataset.PixelData
-        evidence.append(dataset)
-    state, reasons, findings = combine(images, equipment)
-    if missing:
-        state, reasons, findings = State.FAILED, (Reason(code="instance_missing"),), ()
-    elif not of_one_patient(evidence):
+    intake = take_in(
+        [settings.data_dir / path for path in revision.paths],
+        {settings.data_dir / item.path: item for item in received},
+        site=site,
+        equipment=equipment,
+        maximum_bytes=settings.worker.maximum_decoded_bytes,
+    )
+    state, reasons, findings = combine(intake.images, equipment)
+    if intake.failure is not None:
+        state, reasons, findings = State.FAILED, (intake.failure,), ()
+    elif not of_one_patient(intake.evidence):
         # Whose result it would be cannot be known, so that no report is written: see `_publish`.
         state, reasons, findings = State.DEFERRED, (Reason(code="patient_mismatch"),), ()
     assert equipment.policy is not None
@@ -172,21 +159,21 @@ def analyse_unit(
         state=state,
         reasons=reasons,
         findings=findings,
-        images=tuple(images),
+        images=tuple(intake.images),
         model=equipment.package.reference,
         policy=equipment.policy.reference,
         created_at=datetime.now().astimezone().isoformat(timespec="milliseconds"),
     )
-    ms = _summed(images)
-    observation = observation_of(unit_result, ms).to_json()
+    ms = _summed(intake.images)
+    observation = observation_of(unit_result, ms, intake.provenance).to_json()
     if state is not State.FAILED:
         ms["analyse"] = round((time.perf_counter() - started) * 1000.0, 3)
         try:
-            _publish(unit, unit_result, evidence, _first_used(images, pictures), ms, settings=settings, site=site)
+            _publish(unit, unit_result, intake, ms, settings=settings, site=site)
         except _ReportFailedError as error:
             log.error("report_failed", unit=unit.unit, error=str(error))
             failed = replace(unit_result, state=State.FAILED, reasons=(Reason(code="report_failed"),), findings=())
-            return failed, observation_of(failed, ms).to_json()
+            return failed, observation_of(failed, ms, intake.provenance).to_json()
         published = read_published(settings, unit.unit)
         assert published is not None
         # Another worker may have been first; then its result is the result.
@@ -208,8 +195,7 @@ def _write_durable(file: Path, text: str) -> None:
 def _publish(
     unit: Unit,
     result: UnitResult,
-    evidence: Sequence[pydicom.Dataset],
-    picture: FloatArray | None,
+    intake: Intake,
     ms: dict[str, float],
     *,
     settings: Settings,
@@ -223,13 +209,15 @@ def _publish(
         started = time.perf_counter()
         wanted = {State.DEFERRED: settings.report.deferred, State.REJECTED: settings.report.rejected}
         objects: Sequence[ReportObject] = ()
+        evidence = intake.evidence
         if wanted.get(result.state, True) and of_one_patient(evidence) and evidence:
+            view = _first_used(intake)
             try:
                 objects = write_report(
                     temporary,
                     result,
                     evidence,
-                    picture,
+                    view.picture,
                     node=_node(settings, site),
                     report=settings.report,
                     predecessor=_predecessor(unit, settings),
@@ -247,7 +235,7 @@ def _publish(
             "schema": _SCHEMA,
             "result": _unit_result.dump_python(result, mode="json"),
             "objects": [asdict(item) | {"path": item.path.name} for item in objects],
-            "observation": json.loads(observation_of(result, ms).to_json()),
+            "observation": json.loads(observation_of(result, ms, intake.provenance).to_json()),
             "unit": _unit.dump_python(ended, mode="json"),
             "destinations": [destination.name for destination in settings.destinations],
         }
@@ -292,11 +280,6 @@ def remove_unfinished(settings: Settings) -> int:
     return len(stale)
 
 
-def _instance_of(file: Path) -> str:
-    """The key of an instance, from the name of its file in the spool."""
-    return file.name.partition(".")[0]
-
-
 def _node(settings: Settings, site: Site) -> NodeIdentity:
     return NodeIdentity(
         node=site.node,
@@ -324,14 +307,14 @@ def _predecessor(unit: Unit, settings: Settings) -> Predecessor | None:
     return None
 
 
-def _decoder(dataset: pydicom.Dataset, settings: Settings) -> Callable[[], Image]:
-    return lambda: decode(dataset, maximum_bytes=settings.worker.maximum_decoded_bytes)
-
-
-def _first_used(images: Sequence[ImageResult], pictures: Sequence[FloatArray | None]) -> FloatArray | None:
-    order = {Verdict.ACCEPT: 0, Verdict.DEFER: 1, Verdict.REJECT: 2}
-    shown = [(order[image.gate.verdict], index) for index, image in enumerate(images) if pictures[index] is not None]
-    return pictures[min(shown)[1]] if shown else None
+def _first_used(intake: Intake) -> View:
+    """What is shown of the first image that answered."""
+    shown = [
+        (image.gate.verdict.severity, index)
+        for index, image in enumerate(intake.images)
+        if intake.views[index].picture is not None
+    ]
+    return intake.views[min(shown)[1]] if shown else View()
 
 
 def _summed(images: Sequence[ImageResult]) -> dict[str, float]:

@@ -164,9 +164,6 @@ def _predict(options: argparse.Namespace) -> int:
     policy_file = options.policy or (beside if beside.is_file() else None)
     site = load_policy(policy_file, loaded.manifest) if policy_file else None
     equipment = equip(loaded, OnnxEngine(loaded, options.device), site, explain=False)
-    missing = [path for path in options.paths if not path.exists()]
-    if missing:
-        raise StepwedgeError(f"{missing[0]}: no such file or folder")
     maximum_bytes = Worker().maximum_decoded_bytes
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name need not be text that the terminal can show.

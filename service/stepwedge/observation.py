@@ -13,6 +13,14 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where the images of a unit came from, and a fingerprint of what was received and analysed."""
+
+    senders: tuple[str, ...] = ()  # calling AE titles
+    content: str = ""  # keyed hash of the SHA-256 digests of the data sets as received
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """What one unit of work was and what became of it. Image attributes are those of ``images`` first used one."""
 
@@ -31,6 +39,12 @@ class Observation:
 
     gate: str = ""  # accept, defer, reject
     gate_reasons: tuple[str, ...] = ()
+    gate_measures: dict[str, float] = field(default_factory=dict)
+    tamper: str = ""  # pass, flagged, not_fitted
+    tamper_measure: float | None = None
+
+    senders: tuple[str, ...] = ()  # calling AE titles
+    content: str = ""  # keyed hash of the digests of the data sets as received
 
     modality: str = ""
     body_part: str = ""
@@ -82,6 +96,6 @@ class Observation:
             raise ValueError(f"observation version {row['version']} is newer than {VERSION}; upgrade the reader")
         known = {f.name for f in fields(cls)}
         row = {name: value for name, value in row.items() if name in known}
-        for name in ("reasons", "gate_reasons", "embedding"):
+        for name in ("reasons", "gate_reasons", "senders", "embedding"):
             row[name] = tuple(row.get(name, ()))
         return cls(**row)

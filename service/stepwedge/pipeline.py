@@ -26,7 +26,7 @@ from stepwedge.gate.content import judge_content
 from stepwedge.gate.fitted import Gate, load_gate
 from stepwedge.inference.preprocess import normalised, presented, resized, to_plane
 from stepwedge.manifest import Package
-from stepwedge.observation import Observation
+from stepwedge.observation import Observation, Provenance
 from stepwedge.policy import Policy
 from stepwedge.records import (
     Decision,
@@ -144,7 +144,7 @@ def infer(case: Case, equipment: Equipment) -> Case:
         return replace(case, failure=Reason(code="inference_refused", detail=str(error)))
     case = replace(case, provider=provider)
     count = len(next(iter(case.inputs.values())))
-    shapes = {output.scores: (count, len(output.classes))}
+    shapes: dict[str, tuple[int, ...]] = {output.scores: (count, len(output.classes))}
     shapes |= {name: (count,) for name in (output.embedding, output.activation_map) if name}
     for name, shape in shapes.items():
         values = outputs.get(name)
@@ -365,8 +365,9 @@ def decide_findings(scores: Mapping[str, float], equipment: Equipment) -> tuple[
     return tuple(findings)
 
 
-def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
+def observation_of(result: UnitResult, ms: Mapping[str, float], provenance: Provenance | None = None) -> Observation:
     """The row that the monitor reads. The image attributes are those of the first image that answered."""
+    provenance = provenance or Provenance()
     first = min(result.images, key=lambda image: image.gate.verdict.severity, default=None)
     base = Observation(
         unit=result.unit,
@@ -379,7 +380,9 @@ def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
         policy_digest=result.policy.digest,
         state=str(result.state),
         reasons=tuple(reason.code for reason in result.reasons),
-        images=len(result.images),
+        images=sum(len(image.members) or 1 for image in result.images),
+        senders=provenance.senders,
+        content=provenance.content,
         probabilities={finding.name: finding.probability for finding in result.findings},
         decisions={finding.name: str(finding.decision) for finding in result.findings},
         ms=dict(ms),
@@ -391,6 +394,9 @@ def observation_of(result: UnitResult, ms: Mapping[str, float]) -> Observation:
         base,
         gate=str(first.gate.verdict),
         gate_reasons=tuple(reason.code for reason in first.gate.reasons),
+        gate_measures=dict(first.gate.measures),
+        tamper=first.tamper.verdict,
+        tamper_measure=first.tamper.measure,
         modality=header.modality,
         body_part=header.body_part,
         view_position=header.view_position,

@@ -1,22 +1,23 @@
-"""The same pipeline on files and folders: one JSON object per image."""
+"""The same pipeline on files and folders: one JSON object per image, or per series or study for models of those."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stepwedge.dicom.attributes import read_dataset
+from stepwedge.dicom.attributes import read_dataset, text_of
 from stepwedge.dicom.decode import decode
+from stepwedge.dicom.geometry import place_of
 from stepwedge.dicom.header import read_header
 from stepwedge.dicom.imagefile import read_image_file
-from stepwedge.errors import DecodeError, UnusableInstanceError
+from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
 from stepwedge.manifest import Package
-from stepwedge.pipeline import Case, Equipment, analyse_image, rejected_image
+from stepwedge.pipeline import Case, Equipment, analyse_image, analyse_stack, rejected_image
 from stepwedge.policy import Policy
-from stepwedge.records import Finding, Header, Image, ImageResult, Reason, State
+from stepwedge.records import Finding, Header, Image, ImageResult, Reason, State, TamperResult
 
 # The first bytes of PNG, JPEG and TIFF; of BMP and GIF. WebP begins with RIFF and a length.
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
@@ -36,6 +37,24 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def answers(paths: Sequence[Path], equipment: Equipment, *, maximum_bytes: int) -> Iterator[dict[str, Any]]:
+    """The answers for files and folders, as JSON objects.
+
+    Raises
+    ------
+    StepwedgeError
+        If one of ``paths`` does not exist.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise StepwedgeError(f"{missing[0]}: no such file or folder")
+    if equipment.package.manifest.input.unit == "instance":
+        for file in find_files(paths):
+            yield predict_file(file, equipment, maximum_bytes=maximum_bytes)
+    else:
+        yield from _stack_answers(find_files(paths), equipment, maximum_bytes)
+
+
 def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dict[str, Any]:
     """One image's answer as a JSON object. A file that is no image is rejected with its reason.
 
@@ -43,19 +62,50 @@ def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dic
     says so. A file that cannot be read has failed.
     """
     try:
-        result, _ = analyse_image(_case(file, maximum_bytes), equipment)
-    except (UnusableInstanceError, DecodeError) as error:
-        result = rejected_image(str(file), Reason(code=error.code, detail=str(error)))
-    except OSError as error:
+        result, _ = analyse_image(read_case(file, maximum_bytes), equipment)
+    except (UnusableInstanceError, DecodeError, OSError) as error:
+        result = _without_image(file, error)
+    return {"path": str(file)} | as_json(result, equipment.package, equipment.policy)
+
+
+def _stack_answers(files: Iterable[Path], equipment: Equipment, maximum_bytes: int) -> Iterator[dict[str, Any]]:
+    """What is no DICOM image is answered for first, file by file; then each series, or each study."""
+    unit = equipment.package.manifest.input.unit
+    stacks: dict[str, list[Case]] = {}
+    for file in files:
+        try:
+            if _kind(file) != "dicom":
+                raise UnusableInstanceError("not_dicom", f"a model of unit {unit} needs DICOM")
+            dataset = read_dataset(file)
+            keyword = "SeriesInstanceUID" if unit == "series" else "StudyInstanceUID"
+            case = Case(
+                instance=str(file),
+                header=read_header(dataset),
+                place=place_of(dataset),
+                decode=_decoder(file, maximum_bytes),
+            )
+            stacks.setdefault(text_of(dataset, keyword), []).append(case)
+        except (UnusableInstanceError, DecodeError, OSError) as error:
+            result = _without_image(file, error)
+            yield {"path": str(file)} | as_json(result, equipment.package, equipment.policy)
+    for cases in stacks.values():
+        result, _ = analyse_stack(cases, equipment)
+        # In the order in which the model takes them, where it gets as far.
+        members = result.members or tuple(case.instance for case in cases)
+        yield {"paths": list(members)} | as_json(result, equipment.package, equipment.policy)
+
+
+def _without_image(file: Path, error: UnusableInstanceError | DecodeError | OSError) -> ImageResult:
+    """Rejected for what the file is; failed where it cannot even be read."""
+    if isinstance(error, OSError):
         reason = Reason(code="unreadable", detail=error.strerror or "")
-        result = replace(rejected_image(str(file), reason), state=State.FAILED)
-    return as_json(file, result, equipment.package, equipment.policy)
+        return replace(rejected_image(str(file), reason), state=State.FAILED)
+    return rejected_image(str(file), Reason(code=error.code, detail=str(error)))
 
 
-def as_json(file: Path, result: ImageResult, package: Package, policy: Policy | None) -> dict[str, Any]:
-    """The documented object: see ``stepwedge predict --help``."""
+def as_json(result: ImageResult, package: Package, policy: Policy | None) -> dict[str, Any]:
+    """The documented object without its path or paths: see ``stepwedge predict --help``."""
     return {
-        "path": str(file),
         "state": str(result.state),
         "reasons": [reason.code for reason in result.reasons],
         "findings": [_finding(finding) for finding in result.findings],
@@ -65,7 +115,7 @@ def as_json(file: Path, result: ImageResult, package: Package, policy: Policy | 
             "measures": dict(result.gate.measures),
             "notes": list(result.gate.notes),
         },
-        "tamper": {"verdict": "not_fitted"},
+        "tamper": _tamper(result.tamper),
         "model": {
             "name": package.manifest.name,
             "version": package.manifest.version,
@@ -90,7 +140,8 @@ def as_line(answer: dict[str, Any]) -> str:
     findings = ", ".join(
         f"{finding['name']} {finding['probability']:.3f} {finding['decision']}" for finding in answer["findings"]
     )
-    return "  ".join(part for part in (answer["path"], answer["state"], ",".join(answer["reasons"]), findings) if part)
+    path = answer.get("path") or f"{answer['paths'][0]} (and {len(answer['paths']) - 1} more)"
+    return "  ".join(part for part in (path, answer["state"], ",".join(answer["reasons"]), findings) if part)
 
 
 def dump(answer: dict[str, Any]) -> str:
@@ -98,7 +149,14 @@ def dump(answer: dict[str, Any]) -> str:
     return json.dumps(answer, allow_nan=False)
 
 
-def _case(file: Path, maximum_bytes: int) -> Case:
+def read_case(file: Path, maximum_bytes: int) -> Case:
+    """One DICOM or image file, ready for the pipeline.
+
+    Raises
+    ------
+    UnusableInstanceError, DecodeError, OSError
+        If the file is no image, or cannot be read.
+    """
     kind = _kind(file)
     if kind == "other image":
         raise UnusableInstanceError("image_format_not_supported", "neither DICOM nor PNG, JPEG or TIFF")
@@ -125,6 +183,17 @@ def _kind(file: Path) -> str:
     if start.startswith(_IMAGES):
         return "image"
     return "other image" if start.startswith(_OTHER_IMAGES) or start[8:12] == b"WEBP" else "dicom"
+
+
+def _decoder(file: Path, maximum_bytes: int) -> Callable[[], Image]:
+    """Reads the file again: the pixels of a whole folder would not fit into memory."""
+    return lambda: decode(read_dataset(file), maximum_bytes=maximum_bytes)
+
+
+def _tamper(found: TamperResult) -> dict[str, Any]:
+    if found.measure is None:
+        return {"verdict": found.verdict}
+    return {"verdict": found.verdict, "measure": found.measure, "threshold": found.threshold}
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

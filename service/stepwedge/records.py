@@ -79,7 +79,7 @@ REASONS: Mapping[str, str] = {
     "image_rotated": "The image looks rotated",
     "image_flipped": "Left and right look exchanged",
     "image_cropped": "The image looks like a part of one",
-    "image_blurred": "The image is blurred",
+    "image_blurred": "The image is too blurred to read",
     "image_grey_scale": "The grey scale is too narrow, too dark or too bright to show the anatomy",
     "population_not_intended": "The image is of the intended kind, but unlike the patients or equipment of the gate",
     "tamper_suspected": "The answer changes under changes of the image that should not matter, as after tampering",

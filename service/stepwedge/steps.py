@@ -136,7 +136,10 @@ def _analyse(bench: Bench, unit: Unit) -> str:
     if revision is None:
         return fail(bench, unit, "instance_missing")
     bench.store.set_unit(unit.unit, State.RUNNING)
-    result, observation = analyse_unit(unit, revision, settings=bench.settings, site=bench.site, equipment=equipment)
+    received = bench.store.instances(unit.study)
+    result, observation = analyse_unit(
+        unit, revision, received, settings=bench.settings, site=bench.site, equipment=equipment
+    )
     published = read_published(bench.settings, unit.unit)
     if published is not None:
         return _finish(bench, published)

@@ -139,7 +139,8 @@ class TestAnAcceptedImage:
         assert result.provider == "CPUExecutionProvider"
 
     def test_the_picture_is_the_image_as_it_was_presented(self, equipment: Equipment) -> None:
-        _, picture = analyse_image(case(), equipment)
+        _, view = analyse_image(case(), equipment)
+        picture = view.picture
         assert picture is not None
         assert picture.shape == (64, 64)
         assert picture.dtype == np.float32
@@ -147,7 +148,8 @@ class TestAnAcceptedImage:
 
     def test_a_large_images_picture_is_made_small_enough_to_show(self, equipment: Equipment) -> None:
         large = replace(case(), decode=lambda: image(BRIGHT, 2600, 1500))
-        _, picture = analyse_image(large, equipment)
+        _, view = analyse_image(large, equipment)
+        picture = view.picture
         assert picture is not None
         assert max(picture.shape) <= 1024
         assert picture.shape[0] / picture.shape[1] == pytest.approx(2600 / 1500, rel=0.01)
@@ -198,23 +200,23 @@ class TestAnImageThatTheGateRejects:
             raise AssertionError("decoded an image that the header rules out")
 
         refused = Case(instance="i", header=header(modality="MG"), decode=never)
-        result, picture = analyse_image(refused, equipment)
+        result, view = analyse_image(refused, equipment)
         assert result.state is State.REJECTED
         assert codes(result.reasons) == ["modality_not_intended"]
         assert list(result.ms) == ["gate_header"]
-        assert picture is None
+        assert view.picture is None
 
     def test_a_blank_image_stops_before_inference(self, equipment: Equipment) -> None:
         blank = Image(pixels=np.full((64, 64), 7, np.float32), value_range=(0, 4095))
         observed, engine = answering(equipment, [[0, 1]])
-        result, picture = analyse_image(replace(case(), decode=lambda: blank), observed)
+        result, view = analyse_image(replace(case(), decode=lambda: blank), observed)
         assert result.state is State.REJECTED
         assert "image_blank" in codes(result.reasons)
         assert engine.runs == 0
         assert result.findings == ()
         assert result.scores == {}
         assert list(result.ms) == STAGE_NAMES[:3]
-        assert picture is not None, "a person sees what was rejected"
+        assert view.picture is not None, "a person sees what was rejected"
 
     @pytest.mark.parametrize("code", ["pixel_data_missing", "pixel_data_undecodable", "photometric_not_supported"])
     def test_an_image_that_cannot_be_decoded_is_rejected_with_the_decoders_reason(
@@ -223,12 +225,12 @@ class TestAnImageThatTheGateRejects:
         def fail() -> Image:
             raise DecodeError(code, "the reason in words")
 
-        result, picture = analyse_image(replace(case(), decode=fail), equipment)
+        result, view = analyse_image(replace(case(), decode=fail), equipment)
         assert result.state is State.REJECTED
         assert result.reasons == (Reason(code=code, detail="the reason in words"),)
         assert result.gate.verdict is Verdict.REJECT
         assert list(result.ms) == ["gate_header", "decode"]
-        assert picture is None
+        assert view.picture is None
 
     def test_a_deferral_by_the_header_is_told_beside_the_rejection_by_the_pixels(self, tmp_path: Path) -> None:
         needs_age = equip(tmp_path, intended_use={"summary": "s", "modality": ["DX"], "age_years": [1, 6]})

@@ -66,7 +66,16 @@ class TestTheAnswer:
         assert finding["clear_below"] == pytest.approx(0.03)
         assert 0 < finding["probability"] < 1
         assert answer["tamper"] == {"verdict": "not_fitted"}
-        assert set(answer["ms"]) == {"gate_header", "decode", "gate_pixels", "preprocess", "infer", "decide"}
+        assert set(answer["ms"]) == {
+            "gate_header",
+            "decode",
+            "gate_pixels",
+            "preprocess",
+            "infer",
+            "tamper",
+            "decide",
+            "explain",
+        }
 
     def test_it_names_the_model_and_the_policy_by_their_digests(self, equipment: Equipment, tmp_path: Path) -> None:
         answer = predicted(write_radiograph(tmp_path / "a.dcm", BRIGHT), equipment)

@@ -152,6 +152,15 @@ def number_of(dataset: Dataset, keyword: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def numbers_of(dataset: Dataset, keyword: str) -> list[float]:
+    """A list of finite numbers; empty where one of them is none, or there are none."""
+    try:
+        numbers = [float(value) for value in dataset.get(keyword) or ()]
+    except FOREIGN_ERRORS:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
 def count_of(dataset: Dataset, keyword: str) -> int:
     """An attribute as a positive integer; 0 where there is none."""
     number = number_of(dataset, keyword)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
-from stepwedge.dicom.attributes import number_of, text_of, value_of
+from stepwedge.dicom.attributes import number_of, numbers_of, text_of
 from stepwedge.manifest import Stack
 from stepwedge.records import Reason
 
@@ -28,7 +28,7 @@ class Place:
 
 def place_of(dataset: Dataset) -> Place:
     """The place of an image (Image Plane module, PS3.3 section C.7.6.2)."""
-    orientation, position = _numbers(dataset, "ImageOrientationPatient"), _numbers(dataset, "ImagePositionPatient")
+    orientation, position = numbers_of(dataset, "ImageOrientationPatient"), numbers_of(dataset, "ImagePositionPatient")
     number = number_of(dataset, "InstanceNumber")
     normal, distance = None, None
     if len(orientation) == 6 and len(position) == 3:
@@ -41,15 +41,6 @@ def place_of(dataset: Dataset) -> Place:
         normal=normal,
         distance=distance,
     )
-
-
-def _numbers(dataset: Dataset, keyword: str) -> list[float]:
-    value = value_of(dataset, keyword)
-    try:
-        numbers = [float(number) for number in value]
-    except (TypeError, ValueError):
-        return []
-    return numbers if np.isfinite(numbers).all() else []
 
 
 def in_order(places: Sequence[Place], stack: Stack) -> tuple[list[int], Reason | None]:

@@ -79,7 +79,7 @@ def take_in(
             continue
         known = received.get(file)
         if known is not None:
-            digest = hashlib.sha256(split_file(contents)[2]).hexdigest()
+            digest = _digest_of(contents)
             if digest != known.digest:
                 log.error("altered_after_receipt", instance=known.instance)
                 intake.failure = Reason(code="altered_after_receipt")
@@ -124,6 +124,14 @@ def grouped(cases: Sequence[Case], unit: str) -> list[list[Case]]:
     if unit == "study":
         return [list(cases)] if cases else []
     return list(series.values())
+
+
+def _digest_of(contents: bytes) -> str:
+    """The digest of a file's data set, as it is computed at receipt; empty for what cannot be a file of the spool."""
+    try:
+        return hashlib.sha256(split_file(contents)[2]).hexdigest()
+    except UnusableInstanceError:
+        return ""
 
 
 def _instance_of(file: Path) -> str:

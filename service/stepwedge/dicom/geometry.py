@@ -46,7 +46,7 @@ def place_of(dataset: Dataset) -> Place:
 def in_order(places: Sequence[Place], stack: Stack) -> tuple[list[int], Reason | None]:
     """The images of a stack in order, as indices, and what is wrong with them.
 
-    More than ``stack.maximum`` are thinned out evenly. A stack that has no order is given in no particular one.
+    Those of several series come series by series, in the order of the series' first images in ``places``. More than ``stack.maximum`` are thinned out evenly. A stack that has no order is given in no particular one.
     """
     problem = None
     if len(places) < stack.minimum:
@@ -56,15 +56,17 @@ def in_order(places: Sequence[Place], stack: Stack) -> tuple[list[int], Reason |
     if len(known) < len(key) and len(places) > 1:
         what = "position and orientation" if stack.order == "position" else "Instance Number"
         return [], problem or Reason(code="stack_inconsistent", detail=f"an image has no {what}")
-    order = sorted(range(len(places)), key=lambda i: (key[i] or 0.0, i))
-    problem = problem or _inconsistency([places[i] for i in order], stack)
+    series = {name: number for number, name in enumerate(dict.fromkeys(place.series for place in places))}
+    order = sorted(range(len(places)), key=lambda i: (series[places[i].series], key[i] or 0.0, i))
+    for name in series:
+        problem = problem or _inconsistency([places[i] for i in order if places[i].series == name], stack)
     if len(order) > stack.maximum:
         order = [order[round(i)] for i in np.linspace(0, len(order) - 1, stack.maximum)]
     return order, problem
 
 
 def _inconsistency(places: Sequence[Place], stack: Stack) -> Reason | None:
-    """Of images in order."""
+    """Of the images of one series in order."""
     if stack.order != "position":
         return None
     normals = [place.normal for place in places if place.normal is not None]

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import yaml
+from instances import CT, make_instance
 from onnx import TensorProto, helper
 from packages import CLASSES, LOGITS, STEEPNESS, seal
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 from stepwedge.manifest import GOLDEN, MANIFEST, Calibration, FindingCalibration, write_calibration
-
-from instances import CT, make_instance
 
 SIDE, SMALL = 32, 16
 MINIMUM, MAXIMUM = 3, 8

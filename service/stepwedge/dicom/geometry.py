@@ -46,7 +46,8 @@ def place_of(dataset: Dataset) -> Place:
 def in_order(places: Sequence[Place], stack: Stack) -> tuple[list[int], Reason | None]:
     """The images of a stack in order, as indices, and what is wrong with them.
 
-    Those of several series come series by series, in the order of the series' first images in ``places``. More than ``stack.maximum`` are thinned out evenly. A stack that has no order is given in no particular one.
+    Those of several series come series by series, in the order of the series' first images in ``places``. More than
+    ``stack.maximum`` are thinned out evenly. A stack that has no order is given in no particular one.
     """
     problem = None
     if len(places) < stack.minimum:

@@ -23,6 +23,7 @@ from stepwedge import __version__
 from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
+from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
@@ -96,7 +97,7 @@ def published_units(settings: Settings) -> Iterator[Published]:
 def write_receipt(settings: Settings, unit: str, destination: str, at: float) -> None:
     """Keep, beside a result, that a destination has taken it."""
     text = json.dumps({"destination": destination, "at": at})
-    _write_durable(_receipt(settings, unit, destination), text)
+    write_durably(_receipt(settings, unit, destination), text.encode())
 
 
 def delivered_at(settings: Settings, unit: str, destination: str) -> float | None:
@@ -181,17 +182,6 @@ def analyse_unit(
     return unit_result, observation
 
 
-def _write_durable(file: Path, text: str) -> None:
-    """Write a small file so that it is there whole, or not at all, whenever the power fails."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.rename(file)
-    _sync_folder(file.parent)
-
-
 def _publish(
     unit: Unit,
     result: UnitResult,
@@ -239,7 +229,7 @@ def _publish(
             "unit": _unit.dump_python(ended, mode="json"),
             "destinations": [destination.name for destination in settings.destinations],
         }
-        _write_durable(temporary / _RESULT, json.dumps(values))
+        write_durably(temporary / _RESULT, json.dumps(values).encode())
         if folder.exists() and not (folder / _RESULT).exists():
             # Somebody took the result out of it. What is left is kept aside.
             folder.rename(folder.with_name(f".{folder.name}.without-result.{time.time_ns()}"))
@@ -248,7 +238,7 @@ def _publish(
         except OSError:
             if not (folder / _RESULT).exists():
                 raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -323,11 +313,3 @@ def _summed(images: Sequence[ImageResult]) -> dict[str, float]:
         for stage, value in image.ms.items():
             total[stage] = round(total.get(stage, 0.0) + value, 3)
     return total
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepwedge.durable import sync_folder
 from stepwedge.errors import SettingsError
 
 
@@ -61,8 +62,4 @@ def _create(file: Path) -> None:
         pass  # another role was first
     finally:
         temporary.unlink()
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(file.parent)

@@ -43,6 +43,7 @@ from stepwedge.dicom.encoded import (
     read_identity,
     split_file,
 )
+from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.identity import Site
 from stepwedge.manifest import Manifest, selects
@@ -113,7 +114,7 @@ class InstanceSpool:
         for file in self._incoming.iterdir():
             file.unlink()
         for folder in (self.root, self.root.parent):
-            _sync_folder(folder)
+            sync_folder(folder)
         kept = [file.stat().st_size for file in self._quarantine.glob("*.dcm")]
         self._quarantine_files, self._quarantine_bytes = len(kept), sum(kept)
         self.free_bytes()
@@ -324,7 +325,7 @@ class InstanceSpool:
                 os.fsync(out.fileno())
             self._make_durable(path.parent)
             temporary.rename(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             if error.errno in _VOLUME_FULL:
@@ -346,8 +347,8 @@ class InstanceSpool:
             if folder in self._folders:
                 return
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _sync_folder(folder.parent)
-            _sync_folder(folder.parent.parent)
+            sync_folder(folder.parent)
+            sync_folder(folder.parent.parent)
             if len(self._folders) >= _REMEMBERED_FOLDERS:
                 self._folders.clear()
             self._folders.add(folder)
@@ -422,26 +423,3 @@ class InstanceSpool:
     def study_files(self, pattern: str) -> Iterator[Path]:
         """The files of all studies whose names match a pattern."""
         return self._studies.glob(f"??/*/{pattern}")
-
-
-def write_durably(path: Path, contents: bytes, beside: Path) -> None:
-    """Write a file whole: in a folder of the same volume, fsync, rename, fsync its folder. Raises OSError."""
-    temporary = beside / f"{os.getpid()}-{threading.get_ident()}-{path.name}"
-    try:
-        with temporary.open("wb") as out:
-            out.write(contents)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

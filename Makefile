@@ -9,13 +9,15 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check bench serve lock settings clean
+.PHONY: help demo test check bench bench-gates bench-decision bench-department lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
 	@echo "make test    set up, and run the tests"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   rates and latencies, as a table and as JSON"
+	@echo "make bench-gates, bench-decision, bench-department"
+	@echo "             gates and attacks, decisions, simulated studies: figures with intervals, from the data in ../shared"
 	@echo "make lock    resolve the lock files anew"
 	@echo "make clean   remove the environment and the demo's data"
 
@@ -32,7 +34,7 @@ $(VENV)/demo.done: requirements-demo.txt pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/test.done: requirements-test.txt pyproject.toml | $(VENV)/bin/python
-	@echo "Installing the service and the test tools (about 900 MB; some minutes the first time)"
+	@echo "Installing the service and the test tools (about 1.2 GB; some minutes the first time)"
 	@$(PIP) install --require-hashes -r requirements-test.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
@@ -51,6 +53,19 @@ check: $(VENV)/test.done
 
 bench: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/end_to_end.py
+
+# What the gate and the tamper check catch, and what they let through.
+bench-gates: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/gates_content.py
+	@$(BIN)/python tests/benchmarks/gates_tamper.py
+
+# What deciding costs, against the usual thresholds.
+bench-decision: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/decision.py
+
+# Whether simulated studies are what the model and its gate take them for.
+bench-department: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/department.py
 
 settings: $(VENV)/demo.done
 	@$(BIN)/stepwedge settings

@@ -2,7 +2,7 @@
 
 A package is a folder. ``model.yaml`` describes it; ``SHA256SUMS`` lists the SHA-256 digest of every other file in
 the format of ``sha256sum``, so that anyone can check it; the digest of that list is the digest of the package.
-The format is described in ``models/README.md``.
+A signature, where there is one, is checked too. The format is described in ``models/README.md``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stepwedge.errors import PackageError, describe_validation
 from stepwedge.records import Code, ModelReference
+from stepwedge.signing import SIGNATURE, Trust, is_signed, require_trusted, verify_folder
 
 SUMS = "SHA256SUMS"
 MANIFEST = "model.yaml"
@@ -265,6 +266,7 @@ class Package(_Strict):
     manifest: Manifest
     calibration: Calibration
     digest: str
+    signer: str | None = None  # key id; None: not signed, so that every result stays a demonstration
 
     @property
     def reference(self) -> ModelReference:
@@ -280,18 +282,25 @@ class Package(_Strict):
         return self.path / GATE if (self.path / GATE).is_file() else None
 
 
-def load_package(path: Path) -> Package:
-    """Read a package and check every byte of it against its list of digests.
+def load_package(path: Path, trust: Trust | None = None) -> Package:
+    """Read a package and check every byte of it against its list of digests, and against its signature.
+
+    Parameters
+    ----------
+    trust
+        The keys that a site trusts: where there are any, a package by anybody else is refused.
 
     Raises
     ------
     PackageError
-        If a file is missing, altered or not listed, or if a description is wrong; the message names the file
-        or the field, what was found and what was wanted.
+        If a file is missing, altered or not listed, if the signature is wrong or not by a trusted key, or if a
+        description is wrong; the message names the file or the field, what was found and what was wanted.
     """
     if not (path / MANIFEST).is_file():
         raise PackageError(f"{path}: no model package here ({MANIFEST} is missing); give a package's folder")
     digest = verify_digests(path)
+    signer = verify_folder(path) if is_signed(path) else None
+    require_trusted(path, trust or Trust())
     manifest = read_manifest(path / MANIFEST)
     try:
         calibration = Calibration.model_validate_json((path / CALIBRATION).read_bytes())
@@ -302,7 +311,7 @@ def load_package(path: Path) -> Package:
     missing = [f.name for f in manifest.findings if f.name not in calibration.findings]
     if missing:
         raise PackageError(f"{path / CALIBRATION}: no calibration for {', '.join(missing)}; build the package again")
-    return Package(path=path, manifest=manifest, calibration=calibration, digest=digest)
+    return Package(path=path, manifest=manifest, calibration=calibration, digest=digest, signer=signer)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -317,8 +326,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def package_files(path: Path) -> list[Path]:
     """Every file of a package but the list of digests and the signature, sorted, relative to ``path``."""
-    left_out = {SUMS, "model.sig"}
-    return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.name not in left_out)
+    left_out = {path / SUMS, path / SIGNATURE}
+    return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file() and file not in left_out)
 
 
 def digest_list(path: Path) -> str:
@@ -331,11 +340,11 @@ def digest_list(path: Path) -> str:
 def verify_digests(path: Path) -> str:
     """Check the files against ``SHA256SUMS`` and give the package's digest. Raises PackageError."""
     try:
-        text = (path / SUMS).read_text(encoding="utf-8")
+        text = (path / SUMS).read_bytes().decode("utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
         raise PackageError(f"{path}: {SUMS} is missing or unreadable; build the package again") from None
-    listed = _parse_sums(text)
-    actual = _parse_sums(digest_list(path))
+    wanted = digest_list(path)
+    listed, actual = _parse_sums(text), _parse_sums(wanted)
     for file in sorted(listed.keys() | actual.keys()):
         if file not in actual:
             raise PackageError(f"{path}: {file} is missing; restore it from where the package came from")
@@ -346,6 +355,8 @@ def verify_digests(path: Path) -> str:
                 f"{path}: {file} is not the file that the package was built with (SHA-256 {actual[file][:12]}…, "
                 f"wanted {listed[file][:12]}…); it is refused. Restore it from where the package came from"
             )
+    if text != wanted:
+        raise PackageError(f"{path}: {SUMS} is not as it was written; restore it from where the package came from")
     return hashlib.sha256(text.encode()).hexdigest()
 
 

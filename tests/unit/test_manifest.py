@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from packages import seal, write_package
 from stepwedge.errors import PackageError
 from stepwedge.manifest import load_package, read_manifest, selects
+from stepwedge.signing import ensure_key, sign_folder
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,12 @@ class TestALoadedPackage:
         rewrite(own, lambda values: values.update(version="1.0.1"))
         assert load_package(own).digest != load_package(built).digest
 
-    def test_a_signature_beside_the_files_changes_nothing(self, built: Path, own: Path) -> None:
-        (own / "model.sig").write_bytes(b"signature")
-        assert load_package(own).digest == load_package(built).digest
+    def test_one_that_is_signed_says_by_whom_and_one_that_is_not_says_nobody(
+        self, built: Path, own: Path, tmp_path: Path
+    ) -> None:
+        signer = sign_folder(own, ensure_key(tmp_path / "key.pem"))
+        assert load_package(own).signer == signer
+        assert load_package(built).signer is None
 
     def test_the_list_of_digests_is_in_the_format_of_sha256sum(self, built: Path) -> None:
         lines = (built / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
@@ -112,6 +116,27 @@ class TestAnAlteredPackage:
         text = sums.read_text(encoding="utf-8")
         sums.write_text(("1" if text[0] == "0" else "0") + text[1:], encoding="utf-8")
         assert "is not the file that the package was built with" in refused(own)
+
+    @pytest.mark.parametrize("added", ["\n", "0  \n", " "])
+    def test_a_list_with_anything_added_is_refused(self, own: Path, added: str) -> None:
+        with (own / "SHA256SUMS").open("a", encoding="utf-8") as sums:
+            sums.write(added)
+        refused(own)
+
+    def test_a_list_with_other_ends_of_lines_is_refused(self, own: Path) -> None:
+        sums = own / "SHA256SUMS"
+        sums.write_bytes(sums.read_bytes().replace(b"\n", b"\r\n"))
+        refused(own)
+
+    @pytest.mark.parametrize("name", ["folder/SHA256SUMS", "folder/model.sig"])
+    def test_a_file_called_like_the_list_or_the_signature_elsewhere_does_not_belong(self, own: Path, name: str) -> None:
+        (own / "folder").mkdir()
+        (own / name).write_text("extra")
+        assert f"{own}: {name} does not belong to the package" in refused(own)
+
+    def test_a_signature_that_is_none_is_refused(self, own: Path) -> None:
+        (own / "model.sig").write_bytes(b"signature")
+        assert "model.sig is there but not signer.pub" in refused(own)
 
     def test_without_its_list_of_digests_it_is_refused(self, own: Path) -> None:
         (own / "SHA256SUMS").unlink()
@@ -203,7 +228,6 @@ class TestAWrongManifest:
         load_package(own)
         rewrite(own, lambda values: the_finding(values).update(among=["ill", "normal"]))
         assert "independent classes take one positive and no among" in refused(own)
-
 
     @pytest.mark.parametrize("text", ["- a list", "words", "", "a: [", "\x00"])
     def test_what_is_no_mapping_is_refused(self, own: Path, text: str) -> None:

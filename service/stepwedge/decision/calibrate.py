@@ -40,8 +40,16 @@ def finding_scores(outputs: NDArray[np.float32], output: Output, finding: Findin
 
 
 def calibrated(scores: NDArray[np.float64], calibration: FindingCalibration) -> NDArray[np.float64]:
-    """Probabilities at the prevalence of the fold that the calibration was fitted on (Platt 1999)."""
-    return _sigmoid(calibration.slope * np.asarray(scores, dtype=np.float64) + calibration.intercept)
+    """Probabilities at the prevalence of the fold that the calibration was fitted on, strictly between 0 and 1.
+
+    ``sigmoid`` (Platt 1999), ``temperature`` (Guo 2017) and ``none`` are a sigmoid of slope × score + intercept;
+    ``isotonic`` (Zadrozny 2002) is linear between its points and constant beyond them.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if calibration.method == "isotonic":
+        at, probabilities = np.asarray(calibration.points, dtype=np.float64).T
+        return _inside(np.interp(values, at, probabilities))
+    return _inside(_sigmoid(calibration.slope * values + calibration.intercept))
 
 
 def at_prevalence(
@@ -49,7 +57,7 @@ def at_prevalence(
 ) -> NDArray[np.float64]:
     """Probabilities carried from one prevalence to another, for equal class-conditional scores (Saerens 2002)."""
     shift = _logit(np.asarray(prevalence)) - _logit(np.asarray(fitted_prevalence))
-    return _sigmoid(_logit(np.asarray(probabilities, dtype=np.float64)) + shift)
+    return _inside(_sigmoid(_logit(np.asarray(probabilities, dtype=np.float64)) + shift))
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,8 +65,12 @@ def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    clipped = np.clip(p, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
+    clipped = _inside(p)
     return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+
+def _inside(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(p, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
 
 
 def _log_sum_exp(x: NDArray[np.float64]) -> NDArray[np.float64]:

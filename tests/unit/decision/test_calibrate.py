@@ -120,18 +120,19 @@ class TestCalibration:
         self, score: float, slope: float, intercept: float
     ) -> None:
         (p,) = calibrated(np.array([score]), calibration(slope, intercept))
-        assert p == pytest.approx(1 / (1 + np.exp(-(slope * score + intercept))), abs=1e-12)
+        assert p == pytest.approx(1 / (1 + np.exp(-(slope * score + intercept))), abs=1.1e-7)
 
     @given(arrays.arrays(np.float64, 20, elements=st.floats(-1e6, 1e6)))
     def test_it_keeps_order_and_stays_within_nought_and_one(self, scores: NDArray[np.float64]) -> None:
         p = calibrated(np.sort(scores), calibration(1.7, -0.4))
         assert (np.diff(p) >= 0).all()
-        assert ((p >= 0) & (p <= 1)).all()
+        assert ((p > 0) & (p < 1)).all()
 
     @pytest.mark.parametrize("score", [-1e300, -745.0, 745.0, 1e300])
     def test_no_score_overflows(self, score: float) -> None:
         (p,) = calibrated(np.array([score]), calibration())
-        assert p == pytest.approx(float(score > 0), abs=1e-12)
+        assert 0 < p < 1
+        assert p == pytest.approx(float(score > 0), abs=1.1e-7)
 
 
 class TestPrevalence:

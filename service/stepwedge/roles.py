@@ -31,6 +31,7 @@ from stepwedge.policy import Policy, load_policy
 from stepwedge.records import State
 from stepwedge.rundir import Heartbeat, is_beating
 from stepwedge.settings import Settings
+from stepwedge.signing import load_trust
 from stepwedge.steps import Bench
 from stepwedge.store import Store
 
@@ -42,10 +43,22 @@ _DELETE_SECONDS = 3600.0  # between two deletions of old workflow records
 
 def load_models(settings: Settings) -> list[tuple[Package, Policy]]:
     """Every configured package with its policy, verified. Raises SettingsError, PackageError or PolicyError."""
+    trust = load_trust(settings.trust.keys)
     models = []
     for model in settings.models:
-        package = load_package(model.package)
-        models.append((package, load_policy(model.policy, package.manifest)))
+        package = load_package(model.package, trust)
+        policy = load_policy(model.policy, package, trust)
+        models.append((package, policy))
+        log.info(
+            "model_loaded",
+            model=package.manifest.name,
+            version=package.manifest.version,
+            digest=package.digest,
+            signer=package.signer,
+            policy=policy.file.name,
+            policy_digest=policy.digest,
+            demonstration_because=policy.demonstration_because,
+        )
     if not models:
         raise SettingsError("models is empty: there is nothing to run; name a package and a policy in the settings")
     return models

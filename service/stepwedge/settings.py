@@ -159,6 +159,16 @@ class Log(_Group):
     format: Literal["json", "console"] = Field("json", description="`console` for people.")
 
 
+class Trust(_Group):
+    """Whose signatures the site goes by."""
+
+    keys: list[Path] = Field(
+        [],
+        description="Public keys (PEM). Where any are named, packages signed by anybody else, or by nobody, are refused. "
+        "Without any, every result is a demonstration.",
+    )
+
+
 class Model(_Group):
     """A model package and the policy that it runs under."""
 
@@ -187,6 +197,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     report: Report = Report()
     log: Log = Log()
+    trust: Trust = Trust()
     models: list[Model] = Field([], description="The models to run. Each study goes to every one that selects it.")
     destinations: list[Destination] = Field([], description="The nodes that results are sent to.")
 
@@ -269,6 +280,9 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
             else model
             for model in values["models"]
         ]
+    if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):
+        keys = [folder / key if isinstance(key, str) else key for key in trust["keys"]]
+        values["trust"] = {**trust, "keys": keys}
     return values
 
 

@@ -23,6 +23,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from stepwedge.durable import write_durably
 from stepwedge.errors import PackageError, SettingsError, StepwedgeError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def ensure_key(path: Path | None) -> Path:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(file, secret, 0o600)
-        replace_file(public_half(file), public_pem(key.public_key()))
+        write_durably(public_half(file), public_pem(key.public_key()))
     except OSError as error:
         raise StepwedgeError(f"{file}: the key cannot be written: {error.strerror}; name another file") from None
     return file
@@ -192,21 +193,21 @@ def sign_folder(folder: Path, key_file: Path) -> str:
         pem = public_pem(public)
         sums = (folder / _SUMS).read_text(encoding="utf-8")
         (folder / SIGNATURE).unlink(missing_ok=True)
-        replace_file(folder / SIGNER, pem)
-        replace_file(folder / _SUMS, _with_line(sums, SIGNER, hashlib.sha256(pem).hexdigest()).encode())
+        write_durably(folder / SIGNER, pem)
+        write_durably(folder / _SUMS, _with_line(sums, SIGNER, hashlib.sha256(pem).hexdigest()).encode())
         config = model_signing.signing.Config()  # type: ignore[no-untyped-call]
         config.use_elliptic_key_signer(private_key=key_file)
         config.set_hashing_config(_everything()).sign(folder, folder / SIGNATURE)
         bundle = _as_written((folder / SIGNATURE).read_text(encoding="utf-8"))
         if bundle is None:
             raise ValueError("model-signing writes bundles of another form than is known here; update one of the two")
-        replace_file(folder / SIGNATURE, bundle.encode())
+        write_durably(folder / SIGNATURE, bundle.encode())
         return verify_folder(folder)
     except BaseException as error:
         for name, contents in before.items():
             (folder / name).unlink(missing_ok=True)
             if contents is not None:
-                replace_file(folder / name, contents)
+                write_durably(folder / name, contents)
         if isinstance(error, OSError):
             raise PackageError(f"{folder}: cannot be signed: {error.strerror}: {error.filename}") from None
         if isinstance(error, ValueError):
@@ -276,27 +277,6 @@ def require_trusted(folder: Path, trust: Trust) -> None:
             f"{folder}: the package is signed by the key {key_id(public)}, which is not among trust.keys ({trusted}); "
             f"if you know from the signer that this is their key, add {folder / SIGNER} to trust.keys"
         )
-
-
-def replace_file(file: Path, contents: bytes) -> None:
-    """Write a file whole or not at all: beside, flushed to the disk, renamed."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        beside.unlink(missing_ok=True)
-        _write_new(beside, contents, 0o644)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-    flush_folder(file.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_new(file: Path, contents: bytes, mode: int) -> None:

@@ -43,6 +43,9 @@ class TestDefaults:
         assert settings.inference.base_url == "http://127.0.0.1:3000"
         assert settings.data_dir == Path("stepwedge-data")
 
+    def test_nobody_is_trusted(self) -> None:
+        assert load_settings().trust.keys == []
+
     def test_nothing_listens_beyond_loopback(self) -> None:
         settings = load_settings()
         assert {settings.node.host, settings.http.host, settings.inference.host} == {"127.0.0.1"}
@@ -110,10 +113,12 @@ class TestSources:
 class TestPaths:
     def test_relative_paths_are_relative_to_the_file(self, tmp_path: Path) -> None:
         models = [{"package": "models/tiny", "policy": "policy.yaml"}]
-        settings = load_settings(write(tmp_path, {"data_dir": "data", "models": models}))
+        trust = {"keys": ["keys/one.pub", "/etc/two.pub"]}
+        settings = load_settings(write(tmp_path, {"data_dir": "data", "models": models, "trust": trust}))
         assert settings.data_dir == tmp_path / "data"
         assert settings.models[0].package == tmp_path / "models" / "tiny"
         assert settings.models[0].policy == tmp_path / "policy.yaml"
+        assert settings.trust.keys == [tmp_path / "keys" / "one.pub", Path("/etc/two.pub")]
 
     def test_absolute_paths_stay(self, tmp_path: Path) -> None:
         assert load_settings(write(tmp_path, {"data_dir": "/srv/stepwedge"})).data_dir == Path("/srv/stepwedge")
@@ -143,6 +148,9 @@ class TestMistakes:
             ({"inference": {"device": "tpu"}}, "inference.device"),
             ({"models": [{"package": "there"}]}, "models.0.policy"),
             ({"models": "there"}, "models"),
+            ({"trust": {"keys": "one.pub"}}, "trust.keys"),
+            ({"trust": {"keys": [1]}}, "trust.keys.0"),
+            ({"trust": {"key": []}}, "trust.key"),
             ({"destinations": [{"name": "PACS", "host": "h", "port": 1, "ae_title": "A"}]}, "destinations.0.name"),
             ({"log": {"level": "loud"}}, "log.level"),
         ],

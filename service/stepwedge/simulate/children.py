@@ -100,6 +100,17 @@ def draw_anatomy(simulator: Simulator, label: str, rng: np.random.Generator) -> 
     return warped(appearance, -kind.shape.draw(rng, _SHAPE_SPREAD))
 
 
+def stretched(anatomy: FloatArray, down: float, across: float) -> FloatArray:
+    """Anatomy that is ``down`` times as long and ``across`` times as wide about the centre, the border repeated."""
+    if down == across == 1:
+        return anatomy
+    side = anatomy.shape[0]
+    still, middle = np.arange(side), (side - 1) / 2
+    rows, columns = (np.clip(middle + (still - middle) / by, 0, side - 1) for by in (down, across))
+    longer = np.stack([np.interp(rows, still, column) for column in anatomy.T], axis=1)
+    return np.stack([np.interp(columns, still, row) for row in longer]).astype(np.float32)
+
+
 def render(anatomy: FloatArray, rng: np.random.Generator, look: Look = PLAIN) -> FloatArray:
     """The anatomy as a scanner shows it, float32 (rows, columns) on 0…1."""
     rows = int(rng.integers(*look.rows))
@@ -160,9 +171,9 @@ def _enhanced(anatomy: FloatArray, look: Look) -> FloatArray:
     """With local detail added or taken away (unsharp masking with a 3 × 3 binomial)."""
     if look.enhancement == 0:
         return anatomy
-    smooth = np.pad(anatomy, 1, mode="edge")
-    smooth = (smooth[:-2] + 2 * smooth[1:-1] + smooth[2:]) / 4
-    smooth = (smooth[:, :-2] + 2 * smooth[:, 1:-1] + smooth[:, 2:]) / 4
+    wider = np.pad(anatomy, 1, mode="edge")
+    down = (wider[:-2] + 2 * wider[1:-1] + wider[2:]) / 4
+    smooth = (down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]) / 4
     return np.asarray(anatomy + look.enhancement * (anatomy - smooth), np.float32)
 
 

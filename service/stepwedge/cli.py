@@ -162,7 +162,7 @@ def _predict(options: argparse.Namespace) -> int:
     loaded = load_package(options.package)
     beside = options.package.resolve().parent / "policy.yaml"
     policy_file = options.policy or (beside if beside.is_file() else None)
-    site = load_policy(policy_file, loaded.manifest) if policy_file else None
+    site = load_policy(policy_file, loaded) if policy_file else None
     equipment = equip(loaded, OnnxEngine(loaded, options.device), site, explain=False)
     maximum_bytes = Worker().maximum_decoded_bytes
     if isinstance(sys.stdout, io.TextIOWrapper):

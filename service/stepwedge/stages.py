@@ -181,7 +181,9 @@ def explain_answer(case: Case, equipment: Equipment) -> Case:
         return case
     if manifest.explanation.kind == "activation_map":
         assert case.activation_map is not None
-        return replace(case, heat=explain.from_activation_map(case.activation_map, case.findings, manifest))
+        assert case.class_outputs is not None
+        heat = explain.from_activation_map(case.activation_map, case.findings, manifest, scores=case.class_outputs[0])
+        return replace(case, heat=heat)
     inputs = {name: values[:1] for name, values in case.inputs.items()}
     try:
         return replace(case, heat=explain.by_occlusion(inputs, case.findings, manifest, equipment.engine))

@@ -23,9 +23,24 @@ from stepwedge.records import UnitResult
 
 MANUFACTURER = "Stepwedge"
 
-# Series Number (0020,0011) of our series: high, so that they sort behind the images of a study.
-_SERIES_NUMBERS = {"sr": 9801, "sc": 9802}
-_MODALITIES = {"sr": "SR", "sc": "OT"}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a kind of object stands in the study."""
+
+    series: str  # the kind that names the series
+    series_number: int  # (0020,0011), high: our series sort behind the images of a study
+    modality: str
+    instance_number: int  # (0020,0013) in the series, which every revision has anew
+
+
+# The pictures of a result are one series: a reader leafs from the image to the same image with its heat map.
+_PLACES = {
+    "sr": _Place(series="sr", series_number=9801, modality="SR", instance_number=1),
+    "sc": _Place(series="sc", series_number=9802, modality="OT", instance_number=1),
+    "heat": _Place(series="sc", series_number=9802, modality="OT", instance_number=2),
+    "pr": _Place(series="pr", series_number=9803, modality="PR", instance_number=1),
+}
 _IMPLEMENTATION_UID = derived_uid("implementation")
 _PROCESSING_EQUIPMENT = ("109102", "DCM", "Processing Equipment")  # CID 7005
 _LONG_STRING, _SHORT_STRING = 64, 16  # characters (PS3.5 section 6.2)
@@ -80,7 +95,11 @@ class Predecessor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportObject:
-    """A file to deliver. ``kind`` is ``sr`` (structured report) or ``sc`` (picture)."""
+    """A file to deliver.
+
+    ``kind`` is ``sr`` (structured report), ``sc`` (picture), ``heat`` (picture with the heat map) or ``pr``
+    (presentation state with the heat map's contours).
+    """
 
     kind: str
     sop_class_uid: str
@@ -117,6 +136,27 @@ def reference(item: Dataset) -> Dataset:
     return referenced
 
 
+def by_series(evidence: Sequence[Dataset]) -> dict[str, list[Dataset]]:
+    """References to images, by their series."""
+    series: dict[str, list[Dataset]] = {}
+    for item in evidence:
+        series.setdefault(element_text(item, "SeriesInstanceUID"), []).append(reference(item))
+    return series
+
+
+def hierarchy(study_uid: str, series: dict[str, list[Dataset]]) -> Dataset:
+    """References by study and series (PS3.3 table C.17-3)."""
+    study = Dataset()
+    set_text(study, "StudyInstanceUID", study_uid)
+    study.ReferencedSeriesSequence = []
+    for series_uid, references in series.items():
+        item = Dataset()
+        set_text(item, "SeriesInstanceUID", series_uid)
+        item.ReferencedSOPSequence = references
+        study.ReferencedSeriesSequence.append(item)
+    return study
+
+
 def new_object(kind: str, sop_class_uid: str, result: UnitResult, source: Dataset, node: NodeIdentity) -> Dataset:
     """An object of a result with everything but its content.
 
@@ -128,21 +168,14 @@ def new_object(kind: str, sop_class_uid: str, result: UnitResult, source: Datase
     made = Dataset()
     set_text(made, "SpecificCharacterSet", "ISO_IR 192")
     _copy_patient_and_study(source, made)
-    study_uid = element_text(source, "StudyInstanceUID")
-    set_text(made, "StudyInstanceUID", study_uid)
-    of_result = {
-        "node": node.node,
-        "study_uid": study_uid,
-        "revision": result.revision,
-        "model_digest": result.model.digest,
-        "policy_digest": result.policy.digest,
-    }
+    set_text(made, "StudyInstanceUID", element_text(source, "StudyInstanceUID"))
+    place = _PLACES[kind]
     made.SOPClassUID = sop_class_uid
-    made.SOPInstanceUID = result_uid(**of_result, kind=kind)  # type: ignore[arg-type]
-    made.SeriesInstanceUID = result_uid(**of_result, kind=f"series-{kind}")  # type: ignore[arg-type]
-    made.SeriesNumber = _SERIES_NUMBERS[kind]
-    made.InstanceNumber = result.revision
-    made.Modality = _MODALITIES[kind]
+    made.SOPInstanceUID = instance_uid(kind, result, source, node)
+    made.SeriesInstanceUID = series_uid(kind, result, source, node)
+    made.SeriesNumber = place.series_number
+    made.InstanceNumber = place.instance_number
+    made.Modality = place.modality
     made.SeriesDescription = _cut(series_description(result), _LONG_STRING)
     created, offset = created_at(result, source)
     if offset:
@@ -153,6 +186,23 @@ def new_object(kind: str, sop_class_uid: str, result: UnitResult, source: Datase
         setattr(made, keyword, created.strftime("%H%M%S"))
     _add_equipment(made, result, node, created)
     return made
+
+
+def instance_uid(kind: str, result: UnitResult, source: Dataset, node: NodeIdentity) -> str:
+    """The UID that a kind of object, or what is tracked under it, has in a result."""
+    return result_uid(
+        node=node.node,
+        study_uid=element_text(source, "StudyInstanceUID"),
+        revision=result.revision,
+        model_digest=result.model.digest,
+        policy_digest=result.policy.digest,
+        kind=kind,
+    )
+
+
+def series_uid(kind: str, result: UnitResult, source: Dataset, node: NodeIdentity) -> str:
+    """The UID of the series that a kind of object has in a result."""
+    return instance_uid(f"series-{_PLACES[kind].series}", result, source, node)
 
 
 def created_at(result: UnitResult, source: Dataset) -> tuple[datetime, str]:
@@ -196,13 +246,13 @@ def is_own_result(dataset: Dataset) -> bool:
         element_text(item, "Manufacturer") == MANUFACTURER
         and any(
             element_text(code, "CodeValue") == _PROCESSING_EQUIPMENT[0]
-            for code in _items(item, "PurposeOfReferenceCodeSequence")
+            for code in sequence_items(item, "PurposeOfReferenceCodeSequence")
         )
-        for item in _items(dataset, "ContributingEquipmentSequence")
+        for item in sequence_items(dataset, "ContributingEquipmentSequence")
     )
 
 
-def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+def sequence_items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """The items of a sequence; none where the element is missing or is no sequence."""
     value = dataset.get(keyword)
     return value if isinstance(value, DicomSequence) else []
@@ -244,13 +294,20 @@ def _add_equipment(made: Dataset, result: UnitResult, node: NodeIdentity, create
     item.DeviceUID = device_uid(node.node)
     # The one date-time of the object with an offset of its own.
     item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S%z")
-    item.ContributionDescription = "Analysed the images and wrote this object"
+    item.ContributionDescription = (
+        f"Analysed the images and wrote this object, revision {result.revision}; model package SHA-256 "
+        f"{result.model.digest}; policy {result.policy.name} {result.policy.version} SHA-256 {result.policy.digest}"
+    )
     made.ContributingEquipmentSequence = [item]
+
+
+def numbers(source: Dataset, keyword: str) -> list[float]:
+    """Decimal strings as numbers; empty when one of them is none."""
+    values = element_values(source, keyword)
+    return [float(value) for value in values] if all(map(_FORMS["DS"].fullmatch, values)) else []
 
 
 def floats(source: Dataset, keyword: str, count: int) -> list[float]:
     """Exactly ``count`` decimal strings as numbers; empty when they are not all there."""
-    values = element_values(source, keyword)
-    if len(values) != count or not all(_FORMS["DS"].fullmatch(value) for value in values):
-        return []
-    return [float(value) for value in values]
+    found = numbers(source, keyword)
+    return found if len(found) == count else []

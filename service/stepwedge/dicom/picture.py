@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
@@ -31,19 +32,31 @@ _GAP = 28
 _SHORT_DIGEST = 12  # hexadecimal characters
 
 Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels
 _BACKGROUND: Colour = (12, 15, 19)
 _PANEL: Colour = (30, 36, 43)
-_INK: Colour = (240, 243, 246)
-_FAINT: Colour = (160, 170, 180)
-_BLACK: Colour = (0, 0, 0)
+INK: Colour = (240, 243, 246)
+FAINT: Colour = (160, 170, 180)
+BLACK: Colour = (0, 0, 0)
 _AMBER: Colour = (255, 190, 30)
 # Bright for what calls for action, dark for what does not: the order holds on a grey-scale screen, too.
-_DECISIONS: dict[Decision, tuple[Colour, Colour]] = {  # ground, ink
-    Decision.ACT: ((255, 122, 66), _BLACK),
-    Decision.DEFER: (_AMBER, _BLACK),
-    Decision.CLEAR: ((18, 96, 110), _INK),
-    Decision.NONE: ((62, 70, 80), _INK),
+DECISIONS: dict[Decision, tuple[Colour, Colour]] = {  # ground, ink
+    Decision.ACT: ((255, 122, 66), BLACK),
+    Decision.DEFER: (_AMBER, BLACK),
+    Decision.INCONCLUSIVE: ((150, 120, 50), BLACK),
+    Decision.CLEAR: ((18, 96, 110), INK),
+    Decision.NONE: ((62, 70, 80), INK),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """A canvas with what every picture of a result has on it: banner, image, model, revision, footer."""
+
+    canvas: Image.Image
+    pen: ImageDraw.ImageDraw
+    image: Box | None  # where the image is
+    free: Box  # where the answer goes
 
 
 def picture_object(
@@ -58,15 +71,28 @@ def picture_object(
 
     ``picture`` is the image as presented to the model, (rows, columns), 0…1, or None for a card of text.
     """
-    source = evidence[0]
-    made = new_object("sc", SECONDARY_CAPTURE, result, source, node)
-    created, _ = created_at(result, source)
+    created, _ = created_at(result, evidence[0])
     pixels = draw(result, picture, created=created, supersedes=predecessor.revision if predecessor else None)
+    described = "Picture of the result of an AI model, for people to read"
+    return capture("sc", result, evidence, pixels, node=node, described=described)
+
+
+def capture(
+    kind: str,
+    result: UnitResult,
+    evidence: Sequence[Dataset],
+    pixels: NDArray[np.uint8],
+    *,
+    node: NodeIdentity,
+    described: str,
+) -> Dataset:
+    """A Secondary Capture of pixels (rows, columns, 3) that tell a result."""
+    made = new_object(kind, SECONDARY_CAPTURE, result, evidence[0], node)
     made.ConversionType = "WSD"
     made.ImageType = ["DERIVED", "SECONDARY"]
     # The picture is no view of the patient: it has neither side nor orientation.
     made.Laterality = made.PatientOrientation = None
-    made.DerivationDescription = "Picture of the result of an AI model, for people to read"
+    made.DerivationDescription = described
     made.ImageComments = "\n".join(
         [*([wording.DEMONSTRATION] if result.policy.demonstration else []), *wording.summary_lines(result)]
     )
@@ -94,38 +120,45 @@ def draw(
     result: UnitResult, picture: FloatArray | None, *, created: datetime, supersedes: int | None
 ) -> NDArray[np.uint8]:
     """Draw a result: (768, 1024, 3), RGB."""
+    sheet = begin(result, picture, created=created, supersedes=supersedes)
+    if result.state is State.REPORTED:
+        _draw_findings(sheet.pen, result.findings, sheet.free)
+    else:
+        _draw_no_result(sheet.pen, result, sheet.free)
+    return np.asarray(sheet.canvas)
+
+
+def begin(result: UnitResult, picture: FloatArray | None, *, created: datetime, supersedes: int | None) -> Sheet:
+    """A sheet for a result, 1024 × 768, without its answer."""
     canvas = Image.new("RGB", (_WIDTH, _HEIGHT), _BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     top = 0
     if result.policy.demonstration:
         pen.rectangle((0, 0, _WIDTH, _BANNER - 1), fill=_AMBER)
-        _write(pen, (_WIDTH / 2, _BANNER / 2), wording.DEMONSTRATION, 38, _BLACK, bold=True, centred=True)
+        write(pen, (_WIDTH / 2, _BANNER / 2), wording.DEMONSTRATION, 38, BLACK, bold=True, centred=True)
         top = _BANNER
     top += _MARGIN
     bottom = _HEIGHT - _FOOTER
     left = _MARGIN
+    image = None
     if picture is not None:
-        _paste(canvas, picture, (_MARGIN, top, _MARGIN + _IMAGE_WIDTH, bottom))
+        image = _paste(canvas, picture, (_MARGIN, top, _MARGIN + _IMAGE_WIDTH, bottom))
         left += _IMAGE_WIDTH + _GAP
     top = _draw_heading(pen, result, supersedes, left, top)
-    if result.state is State.REPORTED:
-        _draw_findings(pen, result.findings, (left, top, _WIDTH - _MARGIN, bottom))
-    else:
-        _draw_no_result(pen, result, (left, top, _WIDTH - _MARGIN, bottom))
     _draw_footer(pen, result, created, bottom)
-    return np.asarray(canvas)
+    return Sheet(canvas=canvas, pen=pen, image=image, free=(left, top, _WIDTH - _MARGIN, bottom))
 
 
 def _draw_heading(pen: ImageDraw.ImageDraw, result: UnitResult, supersedes: int | None, left: int, top: int) -> int:
     """The model and the revision; where the next thing may begin."""
     width = _WIDTH - _MARGIN - left
-    _write(pen, (left, top), _fitted(result.model.name, 30, width, bold=True), 30, _INK, bold=True)
-    _write(pen, (left, top + 38), f"AI model, version {result.model.version}", 21, _FAINT)
+    write(pen, (left, top), fitted(result.model.name, 30, width, bold=True), 30, INK, bold=True)
+    write(pen, (left, top + 38), f"AI model, version {result.model.version}", 21, FAINT)
     top += 78
     if result.revision > 1:
         pen.rectangle((left, top, left + width, top + 37), outline=_AMBER, width=2)
-        line = _fitted(wording.revision_line(result, supersedes), 22, width - 24)
-        _write(pen, (left + 12, top + 7), line, 22, _AMBER)
+        line = fitted(wording.revision_line(result, supersedes), 22, width - 24)
+        write(pen, (left + 12, top + 7), line, 22, _AMBER)
         top += 50
     return top
 
@@ -133,14 +166,14 @@ def _draw_heading(pen: ImageDraw.ImageDraw, result: UnitResult, supersedes: int 
 def _draw_findings(
     pen: ImageDraw.ImageDraw,
     findings: Sequence[Finding],
-    box: tuple[int, int, int, int],
+    box: Box,
     *,
     least: int = 66,
     most: int = 132,
 ) -> None:
     """One block for each finding, those that call for action first, as many as fit."""
     left, top, right, bottom = box
-    order = list(_DECISIONS)
+    order = list(DECISIONS)
     ranked = sorted(findings, key=lambda finding: order.index(finding.decision))
     room = max(1, (bottom - top) // least)
     shown = ranked if len(ranked) <= room else ranked[: max(1, (bottom - top - 30) // least)]
@@ -152,59 +185,65 @@ def _draw_findings(
         (_draw_large if height >= 240 else _draw_small)(pen, finding, (left, top, right, top + height))
         top += height
     if left_over:
-        _write(pen, (left, top + 4), f"and {left_over} more in the structured report", 21, _FAINT)
+        write(pen, (left, top + 4), f"and {left_over} more in the structured report", 21, FAINT)
 
 
-def _draw_large(pen: ImageDraw.ImageDraw, finding: Finding, box: tuple[int, int, int, int]) -> None:
+def _draw_large(pen: ImageDraw.ImageDraw, finding: Finding, box: Box) -> None:
     left, top, right, bottom = box
-    ground, ink = _DECISIONS[finding.decision]
+    ground, ink = DECISIONS[finding.decision]
     block = min(250, (bottom - top) - 130)
     pen.rectangle((left, top, right, top + block), fill=ground)
     inner, width = left + 22, right - left - 44
-    _write(pen, (inner, top + 18), _fitted(wording.label(finding), 34, width, bold=True), 34, ink, bold=True)
+    write(pen, (inner, top + 18), fitted(wording.label(finding), 34, width, bold=True), 34, ink, bold=True)
     word = wording.PRESENCE[finding.decision]
-    size = _size_that_fits(word, 84, width)
+    size = size_that_fits(word, 84, width)
     middle = top + 62 + (block - 62 - 46) // 2
-    _write(pen, (inner, middle - size * 0.62), word, size, ink, bold=True)
-    _write(pen, (inner, top + block - 44), wording.ACTIONS[finding.decision], 30, ink)
+    write(pen, (inner, middle - size * 0.62), word, size, ink, bold=True)
+    write(pen, (inner, top + block - 44), wording.ACTIONS[finding.decision], 30, ink)
+    if finding.decision is Decision.INCONCLUSIVE:
+        write(pen, (left, top + block + 22), wording.INCONCLUSIVE.capitalize(), 24, INK)
+        return
     probability = wording.figures(finding)[0]
-    _write(pen, (left, top + block + 22), probability, 58, _INK, bold=True)
+    write(pen, (left, top + block + 22), probability, 58, INK, bold=True)
     start = left + round(_length(probability, 58, bold=True)) + 18
-    _write(pen, (start, top + block + 24), "probability", 22, _INK)
-    _write(pen, (start, top + block + 51), f"at a prevalence of {finding.prevalence:.3g}", 18, _FAINT)
+    write(pen, (start, top + block + 24), "probability", 22, INK)
+    write(pen, (start, top + block + 51), f"at a prevalence of {finding.prevalence:.3g}", 18, FAINT)
     if bottom - top - block >= 160:
         _draw_scale(pen, finding, (left, top + block + 98, right, top + block + 122))
-        _write(pen, (left, top + block + 134), wording.thresholds_line(finding), 20, _FAINT)
+        write(pen, (left, top + block + 134), wording.thresholds_line(finding), 20, FAINT)
     else:
-        _write(pen, (left, top + block + 88), wording.thresholds_line(finding), 20, _FAINT)
+        write(pen, (left, top + block + 88), wording.thresholds_line(finding), 20, FAINT)
 
 
-def _draw_small(pen: ImageDraw.ImageDraw, finding: Finding, box: tuple[int, int, int, int]) -> None:
+def _draw_small(pen: ImageDraw.ImageDraw, finding: Finding, box: Box) -> None:
     left, top, right, bottom = box
-    ground, ink = _DECISIONS[finding.decision]
+    ground, ink = DECISIONS[finding.decision]
     bottom -= 8
     pen.rectangle((left, top, right, bottom), fill=_PANEL)
     chip = 160
     pen.rectangle((left, top, left + chip, bottom), fill=ground)
     word = wording.PRESENCE[finding.decision]
-    size = _size_that_fits(word, 34, chip - 16)
-    _write(pen, (left + chip / 2, (top + bottom) / 2), word, size, ink, bold=True, centred=True)
+    size = size_that_fits(word, 34, chip - 16)
+    write(pen, (left + chip / 2, (top + bottom) / 2), word, size, ink, bold=True, centred=True)
     inner, end = left + chip + 14, right - 14
     room = 2 if bottom - top >= 100 else 1
-    lines = _wrapped(wording.label(finding), 22, end - inner)
+    lines = wrapped(wording.label(finding), 22, end - inner)
     if len(lines) > room:
-        lines[room - 1 :] = [_fitted(" ".join(lines[room - 1 :]), 22, end - inner)]
+        lines[room - 1 :] = [fitted(" ".join(lines[room - 1 :]), 22, end - inner)]
     y = (top + bottom) // 2 - 14 * len(lines) - 14
     for line in lines:
-        _write(pen, (inner, y), line, 22, _INK)
+        write(pen, (inner, y), line, 22, INK)
         y += 28
+    if finding.decision is Decision.INCONCLUSIVE:
+        write(pen, (inner, y), fitted(wording.INCONCLUSIVE.capitalize(), 20, end - inner), 20, FAINT)
+        return
     probability = wording.figures(finding)[0]
-    _write(pen, (inner, y), probability, 24, _INK, bold=True)
+    write(pen, (inner, y), probability, 24, INK, bold=True)
     start = inner + round(_length(probability, 24, bold=True)) + 14
     _draw_scale(pen, finding, (start, y + 10, end, y + 22))
 
 
-def _draw_scale(pen: ImageDraw.ImageDraw, finding: Finding, box: tuple[int, int, int, int]) -> None:
+def _draw_scale(pen: ImageDraw.ImageDraw, finding: Finding, box: Box) -> None:
     """The probability on the scale from 0 to 1, over the zones that the thresholds make of it."""
     left, top, right, bottom = box
     limits = finding.thresholds
@@ -215,32 +254,32 @@ def _draw_scale(pen: ImageDraw.ImageDraw, finding: Finding, box: tuple[int, int,
     for end, decision in zones:
         if end > start:
             span = (left + start * (right - left), top, left + end * (right - left), bottom)
-            pen.rectangle(span, fill=_DECISIONS[decision][0])
+            pen.rectangle(span, fill=DECISIONS[decision][0])
             start = end
     x = left + min(1.0, max(0.0, finding.probability)) * (right - left)
-    pen.rectangle((x - 5, top - 6, x + 5, bottom + 6), fill=_BLACK)
-    pen.rectangle((x - 3, top - 6, x + 3, bottom + 6), fill=_INK)
+    pen.rectangle((x - 5, top - 6, x + 5, bottom + 6), fill=BLACK)
+    pen.rectangle((x - 3, top - 6, x + 3, bottom + 6), fill=INK)
 
 
-def _draw_no_result(pen: ImageDraw.ImageDraw, result: UnitResult, box: tuple[int, int, int, int]) -> None:
+def _draw_no_result(pen: ImageDraw.ImageDraw, result: UnitResult, box: Box) -> None:
     left, top, right, bottom = box
     headline, _, rest = wording.HEADLINES[result.state].upper().partition(": ")
     block = 200
-    pen.rectangle((left, top, right, top + block), fill=_INK)
+    pen.rectangle((left, top, right, top + block), fill=INK)
     width = right - left - 44
-    size = _size_that_fits(headline, 72, width)
-    _write(pen, (left + 22, top + 62 - size / 2), headline, size, _BLACK, bold=True)
-    size = _size_that_fits(rest, 48, width)
-    _write(pen, (left + 22, top + 146 - size / 2), rest, size, _BLACK, bold=True)
+    size = size_that_fits(headline, 72, width)
+    write(pen, (left + 22, top + 62 - size / 2), headline, size, BLACK, bold=True)
+    size = size_that_fits(rest, 48, width)
+    write(pen, (left + 22, top + 146 - size / 2), rest, size, BLACK, bold=True)
     top += block + 24
-    _write(pen, (left, top), "Why", 22, _FAINT)
+    write(pen, (left, top), "Why", 22, FAINT)
     top += 32
-    lines = [line for reason in wording.reason_lines(result.reasons) for line in _wrapped(reason, 24, right - left)]
+    lines = [line for reason in wording.reason_lines(result.reasons) for line in wrapped(reason, 24, right - left)]
     room = (bottom - top) // 31
     if len(lines) > room:
         lines = [*lines[: room - 1], "and more, in the structured report"]
     for line in lines:
-        _write(pen, (left, top), line, 24, _INK)
+        write(pen, (left, top), line, 24, INK)
         top += 31
 
 
@@ -255,23 +294,25 @@ def _draw_footer(pen: ImageDraw.ImageDraw, result: UnitResult, created: datetime
         f"policy {result.policy.name} {result.policy.version} {result.policy.digest[:_SHORT_DIGEST]}"
     )
     width = _WIDTH - 2 * _MARGIN
-    _write(pen, (_MARGIN, top + 24), _fitted(first, 19, width), 19, _FAINT)
-    _write(pen, (_MARGIN, top + 50), _fitted(second, 19, width), 19, _FAINT)
+    write(pen, (_MARGIN, top + 24), fitted(first, 19, width), 19, FAINT)
+    write(pen, (_MARGIN, top + 50), fitted(second, 19, width), 19, FAINT)
 
 
-def _paste(canvas: Image.Image, picture: FloatArray, box: tuple[int, int, int, int]) -> None:
-    """The image, as large as the box allows, in its middle."""
+def _paste(canvas: Image.Image, picture: FloatArray, box: Box) -> Box:
+    """The image, as large as the box allows, in its middle; where it is then."""
     left, top, right, bottom = box
     grey = np.clip(np.nan_to_num(picture, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
     image = Image.fromarray((grey * 255.0).round().astype(np.uint8))
     scale = min((right - left) / image.width, (bottom - top) / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)
-    ImageDraw.Draw(canvas).rectangle((left, top, right - 1, bottom - 1), fill=_BLACK)
-    canvas.paste(image, ((left + right - size[0]) // 2, (top + bottom - size[1]) // 2))
+    ImageDraw.Draw(canvas).rectangle((left, top, right - 1, bottom - 1), fill=BLACK)
+    corner = ((left + right - size[0]) // 2, (top + bottom - size[1]) // 2)
+    canvas.paste(image, corner)
+    return (*corner, corner[0] + size[0], corner[1] + size[1])
 
 
-def _write(
+def write(
     pen: ImageDraw.ImageDraw,
     at: tuple[float, float],
     text: str,
@@ -316,13 +357,13 @@ def _drawable(text: str) -> str:
     return "".join(c if c == "–" or " " <= c <= "~" else "?" for c in kept)
 
 
-def _size_that_fits(text: str, size: int, width: float) -> int:
+def size_that_fits(text: str, size: int, width: float) -> int:
     while size > 12 and _length(text, size, bold=True) > width:
         size -= 2
     return size
 
 
-def _fitted(text: str, size: int, width: float, *, bold: bool = False) -> str:
+def fitted(text: str, size: int, width: float, *, bold: bool = False) -> str:
     """The text, cut to a width with an ellipsis where it is longer."""
     if _length(text, size, bold=bold) <= width:
         return text
@@ -331,14 +372,14 @@ def _fitted(text: str, size: int, width: float, *, bold: bool = False) -> str:
     return f"{text.rstrip()}..."
 
 
-def _wrapped(text: str, size: int, width: float) -> list[str]:
+def wrapped(text: str, size: int, width: float) -> list[str]:
     """The text in lines no wider than a width."""
     lines: list[str] = []
     for word in text.split():
         if lines and _length(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
-            lines.append(_fitted(word, size, width))
+            lines.append(fitted(word, size, width))
     return lines
 
 

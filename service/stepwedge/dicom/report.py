@@ -4,7 +4,7 @@ A Comprehensive SR with the Measurement Report template (PS3.16 TID 1500), in th
 image library, one measurement group (TID 1501) for the result as a whole and, where there is a result, one for each
 finding. Comprehensive 3D SR is not used: dcmtk's ``storescu`` does not propose it by default.
 
-Concepts of our own, coding scheme 99STEPWEDGE, are listed in ``_OWN``. Everything else has a standard code.
+Concepts of our own are listed in ``dicom.concepts``. Everything else has a standard code.
 """
 
 from __future__ import annotations
@@ -20,62 +20,41 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from stepwedge.dicom import wording
+from stepwedge.dicom.concepts import SCHEME, own
 from stepwedge.dicom.context import (
     MANUFACTURER,
     NodeIdentity,
     Predecessor,
     ReportObject,
+    by_series,
     created_at,
     floats,
+    hierarchy,
+    instance_uid,
     is_own_result,
     new_object,
     reference,
-    set_text,
     usable_evidence,
     write_object,
 )
-from stepwedge.dicom.identifiers import device_uid, result_uid
+from stepwedge.dicom.heatmap import PlacedHeat, explained_finding, heat_object
+from stepwedge.dicom.identifiers import device_uid
 from stepwedge.dicom.picture import picture_object
+from stepwedge.dicom.presentation import presentation_object, state_reference
 from stepwedge.dicom.texts import element_count, element_text, element_values
-from stepwedge.records import Decision, Finding, FloatArray, State, UnitResult, Verdict
+from stepwedge.records import Decision, Finding, FloatArray, ImageResult, State, UnitResult, Verdict
 from stepwedge.settings import Report
 
-__all__ = ["NodeIdentity", "Predecessor", "ReportObject", "is_own_result", "write_report"]
+__all__ = ["NodeIdentity", "PlacedHeat", "Predecessor", "ReportObject", "is_own_result", "write_report"]
 
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 
-_SCHEME = "99STEPWEDGE"
-_OWN = {
-    # Numbers of a finding.
-    "clear-below": "Cleared below this probability",
-    "act-from": "Acted on from this probability",
-    "prevalence": "Prevalence applied",
-    "cost-miss": "Cost of a miss",
-    "cost-false-alarm": "Cost of a false alarm",
-    "cost-deferral": "Cost of a deferral",
-    # What the least expected cost makes of a finding.
-    "decision": "Decision of least expected cost",
-    "decision-act": "Act: treat the finding as present",
-    "decision-clear": "Clear: treat the finding as absent",
-    "decision-defer": "Defer: leave the finding to a person",
-    "decision-none": "Not decided",
-    # The result as a whole.
-    "state": "State of the AI result",
-    "state-reported": "Reported",
-    "state-deferred": "Deferred: no AI result, read without AI",
-    "state-rejected": "Rejected: no AI result, image not suitable",
-    "gate": "Verdict of the gate",
-    "gate-accept": "Accepted",
-    "gate-defer": "Left to a person",
-    "gate-reject": "Rejected",
-    "reason": "Reason",
-    "revision": "Revision",
-}
 _PRESENCE = Code("705057003", "SCT", "Presence")
 _PRESENCES = {
     Decision.ACT: Code("52101004", "SCT", "Present"),
     Decision.CLEAR: Code("2667000", "SCT", "Absent"),
     Decision.DEFER: Code("82334004", "SCT", "Indeterminate"),
+    Decision.INCONCLUSIVE: Code("82334004", "SCT", "Indeterminate"),
 }
 _ENGLISH = Code("en", "RFC5646", "English")
 _CHEST = Code("51185008", "SCT", "Chest")
@@ -93,6 +72,7 @@ _PROCEDURES = {  # by Modality (0008,0060)
 _RADIOGRAPHY = {"CR", "DX", "MG", "IO", "PX", "RF", "RG", "XA"}
 # highdicom warns of a UID that is out of form, and quotes it: it gets this one, and the true one takes its place.
 _STAND_IN = "2.25.1"
+_MOST_SOURCES = 16  # images that a measurement group names; the image library names all
 _FIGURES = 6  # significant digits of a number in the report: more than any of them means
 
 
@@ -105,19 +85,25 @@ def write_report(
     node: NodeIdentity,
     report: Report,
     predecessor: Predecessor | None,
+    heat: PlacedHeat | None = None,
 ) -> list[ReportObject]:
     """Write the objects of a result; the same inputs give the same bytes.
 
     Parameters
     ----------
     evidence
-        Headers of the images that were judged, all of one study, in the order of ``result.images``.
+        Headers of the images that were judged, all of one study, in the order of ``result.images`` and of the members
+        of each.
     picture
         The presented image to show, (rows, columns), 0…1, or None.
+    heat
+        The heat map of the image in ``picture``, or None. It is left out where the result says nothing that it could
+        explain: see ``heatmap.explained_finding``.
 
     Returns
     -------
-    The files in the order of delivery; none where the settings want no report for the state.
+    The files in the order of delivery: report, picture, picture with the heat map, presentation state; none where the
+    settings want no report for the state.
 
     Raises
     ------
@@ -130,11 +116,15 @@ def write_report(
         return []
     usable = usable_evidence(evidence)
     used = _used(result, evidence, usable)
-    written = [_write(folder, "sr", _report_object(result, usable, used, node=node, predecessor=predecessor), node)]
+    explaining: list[tuple[str, Dataset]] = []
+    if heat is not None and picture is not None and explained_finding(result, heat) is not None:
+        explaining.append(("heat", heat_object(result, usable, picture, heat, node=node, predecessor=predecessor)))
+        state = presentation_object(result, heat, node=node)
+        explaining += [("pr", state)] if state is not None else []
+    made = [("sr", _report_object(result, usable, used, heat, explaining, node=node, predecessor=predecessor))]
     if report.picture:
-        made = picture_object(result, usable, picture, node=node, predecessor=predecessor)
-        written.append(_write(folder, "sc", made, node))
-    return written
+        made.append(("sc", picture_object(result, usable, picture, node=node, predecessor=predecessor)))
+    return [_write(folder, kind, item, node) for kind, item in (*made, *explaining)]
 
 
 def _write(folder: Path, kind: str, made: Dataset, node: NodeIdentity) -> ReportObject:
@@ -147,12 +137,13 @@ def _write(folder: Path, kind: str, made: Dataset, node: NodeIdentity) -> Report
 
 def _used(result: UnitResult, evidence: Sequence[Dataset], usable: Sequence[Dataset]) -> list[Dataset]:
     """The images that the answer comes from: those that the gate let through, else all."""
-    if len(evidence) != len(result.images):
+    verdicts = [image.gate.verdict for image in result.images for _ in image.members or (image.instance,)]
+    if len(evidence) != len(verdicts):
         return list(usable)
     accepted = {
         element_text(item, "SOPInstanceUID")
-        for item, image in zip(evidence, result.images, strict=True)
-        if image.gate.verdict is Verdict.ACCEPT
+        for item, verdict in zip(evidence, verdicts, strict=True)
+        if verdict is Verdict.ACCEPT
     }
     return [item for item in usable if element_text(item, "SOPInstanceUID") in accepted] or list(usable)
 
@@ -161,11 +152,13 @@ def _report_object(
     result: UnitResult,
     evidence: Sequence[Dataset],
     used: Sequence[Dataset],
+    heat: PlacedHeat | None,
+    explaining: Sequence[tuple[str, Dataset]],
     *,
     node: NodeIdentity,
     predecessor: Predecessor | None,
 ) -> Dataset:
-    """The Comprehensive SR (PS3.3 section A.35.3)."""
+    """The Comprehensive SR (PS3.3 section A.35.3). ``explaining`` are the objects that show where it comes from."""
     made = new_object("sr", COMPREHENSIVE_SR, result, evidence[0], node)
     made.ReferencedPerformedProcedureStepSequence = []
     made.PerformedProcedureCodeSequence = []
@@ -173,54 +166,36 @@ def _report_object(
     made.VerificationFlag = "UNVERIFIED"
     made.PreliminaryFlag = "FINAL"
     made.CurrentRequestedProcedureEvidenceSequence = [
-        _hierarchy(element_text(evidence[0], "StudyInstanceUID"), _by_series(evidence))
+        hierarchy(element_text(evidence[0], "StudyInstanceUID"), by_series([*evidence, *(i for _, i in explaining)]))
     ]
     if predecessor is not None:
         earlier = Dataset()
         earlier.ReferencedSOPClassUID = predecessor.sop_class_uid
         earlier.ReferencedSOPInstanceUID = predecessor.sop_instance_uid
-        made.PredecessorDocumentsSequence = [_hierarchy(predecessor.study_uid, {predecessor.series_uid: [earlier]})]
+        made.PredecessorDocumentsSequence = [hierarchy(predecessor.study_uid, {predecessor.series_uid: [earlier]})]
     scheme = Dataset()
-    scheme.CodingSchemeDesignator = _SCHEME
+    scheme.CodingSchemeDesignator = SCHEME
     scheme.CodingSchemeName = "Stepwedge concepts"
     scheme.CodingSchemeResponsibleOrganization = MANUFACTURER
     made.CodingSchemeIdentificationSequence = [scheme]
-    for element in _content(result, evidence, used, node=node, predecessor=predecessor):
+    shown = _explaining_items(heat, explaining)
+    for element in _content(result, evidence, used, shown, node=node, predecessor=predecessor):
         made[element.tag] = element
     created, _ = created_at(result, evidence[0])
     made.ObservationDateTime = created.strftime("%Y%m%d%H%M%S%z")
     return made
 
 
-def _by_series(evidence: Sequence[Dataset]) -> dict[str, list[Dataset]]:
-    series: dict[str, list[Dataset]] = {}
-    for item in evidence:
-        series.setdefault(element_text(item, "SeriesInstanceUID"), []).append(reference(item))
-    return series
-
-
-def _hierarchy(study_uid: str, series: dict[str, list[Dataset]]) -> Dataset:
-    """References by study and series (PS3.3 table C.17-3)."""
-    study = Dataset()
-    set_text(study, "StudyInstanceUID", study_uid)
-    study.ReferencedSeriesSequence = []
-    for series_uid, references in series.items():
-        item = Dataset()
-        set_text(item, "SeriesInstanceUID", series_uid)
-        item.ReferencedSOPSequence = references
-        study.ReferencedSeriesSequence.append(item)
-    return study
-
-
 def _content(
     result: UnitResult,
     evidence: Sequence[Dataset],
     used: Sequence[Dataset],
+    shown: Sequence[Any],
     *,
     node: NodeIdentity,
     predecessor: Predecessor | None,
 ) -> Dataset:
-    """The content tree: TID 1500, with the summary put before the image library."""
+    """The content tree: TID 1500, with the summary and what explains it put before the image library."""
     chest = _shows_chest(evidence)
     uid = _tracking_uids(result, evidence[0], node)
     groups = [_result_group(result, used, uid)]
@@ -236,7 +211,7 @@ def _content(
     content = root.ContentSequence
     library = len(content) - 1  # before Imaging Measurements, the last
     summary = _summary(result, predecessor)
-    content[library:library] = [*summary, _image_library(evidence)]
+    content[library:library] = [*summary, *shown, _image_library(evidence)]
     return root
 
 
@@ -260,7 +235,7 @@ def _summary(result: UnitResult, predecessor: Predecessor | None) -> list[Any]:
     supersedes = predecessor.revision if predecessor else None
     lines += [
         (codes.DCM.Comment, wording.images_line(result)),
-        (_own("revision"), wording.revision_line(result, supersedes)),
+        (own("revision"), wording.revision_line(result, supersedes)),
         (codes.DCM.Comment, f"Made by software at {result.created_at}, not verified by a person"),
     ]
     return [_text(name, line) for name, line in lines]
@@ -271,17 +246,33 @@ def _image_library(evidence: Sequence[Dataset]) -> Any:
     library = _container(codes.DCM.ImageLibrary)
     group = _container(codes.DCM.ImageLibraryGroup)
     for item in evidence:
-        image = sr.ImageContentItem(
-            name=Code("260753009", "SCT", "Source"),
-            referenced_sop_class_uid=_STAND_IN,
-            referenced_sop_instance_uid=_STAND_IN,
-            relationship_type=RelationshipTypeValues.CONTAINS,
-        )
-        image.ReferencedSOPSequence = [reference(item)]
+        image = _image_item(Code("260753009", "SCT", "Source"), reference(item))
         image.ContentSequence = sr.ContentSequence(_descriptors(item))
         group.ContentSequence.append(image)
     library.ContentSequence.append(group)
     return library
+
+
+def _explaining_items(heat: PlacedHeat | None, explaining: Sequence[tuple[str, Dataset]]) -> list[Any]:
+    """The heat map, and the image under the presentation state, as items of the report."""
+    items = []
+    for kind, made in explaining:
+        if kind == "heat":
+            items.append(_image_item(own("heat-map"), reference(made)))
+        elif heat is not None:
+            items.append(_image_item(own("heat-map-state"), state_reference(heat.image, str(made.SOPInstanceUID))))
+    return items
+
+
+def _image_item(name: Code, referenced: Dataset) -> Any:
+    image = sr.ImageContentItem(
+        name=name,
+        referenced_sop_class_uid=_STAND_IN,
+        referenced_sop_instance_uid=_STAND_IN,
+        relationship_type=RelationshipTypeValues.CONTAINS,
+    )
+    image.ReferencedSOPSequence = [referenced]
+    return image
 
 
 def _descriptors(item: Dataset) -> Iterable[Any]:
@@ -317,45 +308,63 @@ def _modality(value: str) -> Code:
 
 
 def _result_group(result: UnitResult, used: Sequence[Dataset], uid: dict[str, str]) -> Any:
-    """The result as a whole: its state, the gate's verdict, the reasons. It holds no number."""
-    verdicts = [image.gate.verdict for image in result.images]
-    best = next((verdict for verdict in Verdict if verdict in verdicts), Verdict.REJECT)
+    """The result as a whole: its state, the verdicts of the gate and the tamper check, the reasons. It has no NUM."""
+    best = _best(result.images)
+    verdict = best.gate.verdict if best else Verdict.REJECT
+    evaluations = [
+        sr.QualitativeEvaluation(name=own("state"), value=own(f"state-{result.state}")),
+        sr.QualitativeEvaluation(name=own("gate"), value=own(f"gate-{verdict}")),
+    ]
+    lines: list[tuple[Code, str]] = []
+    if best is not None and verdict is not Verdict.REJECT:
+        tamper = "flagged" if any(i.tamper.verdict == "flagged" for i in result.images) else best.tamper.verdict
+        evaluations.append(
+            sr.QualitativeEvaluation(name=own("tamper"), value=own(f"tamper-{tamper.replace('_', '-')}"))
+        )
+        if best.tamper.measure is not None and best.tamper.threshold is not None:
+            lines += [
+                (own("tamper-measure"), f"{best.tamper.measure:.{_FIGURES}g}"),
+                (own("tamper-threshold"), f"{best.tamper.threshold:.{_FIGURES}g}"),
+            ]
+    reasons = result.reasons or tuple(dict.fromkeys(reason for image in result.images for reason in image.gate.reasons))
+    lines += [(own("reason"), f"{reason.code}: {reason.text}") for reason in dict.fromkeys(reasons)]
+    if best is not None:
+        lines += [(own("gate-measure"), f"{name}: {value:.{_FIGURES}g}") for name, value in best.gate.measures.items()]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=uid[""], identifier=f"{result.model.name} result"),
         algorithm_id=_algorithm(result),
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(name=_own("state"), value=_own(f"state-{result.state}")),
-            sr.QualitativeEvaluation(name=_own("gate"), value=_own(f"gate-{best}")),
-        ],
+        qualitative_evaluations=evaluations,
         source_images=_sources(used),
     )
-    reasons = result.reasons or tuple(dict.fromkeys(reason for image in result.images for reason in image.gate.reasons))
-    group[0].ContentSequence.extend(
-        _text(_own("reason"), f"{reason.code}: {reason.text}") for reason in dict.fromkeys(reasons)
-    )
+    group[0].ContentSequence.extend(_text(name, line) for name, line in lines)
     return group
+
+
+def _best(images: Sequence[ImageResult]) -> ImageResult | None:
+    """The first of those that the gate judged most favourably: it is what answers, or would have."""
+    return min(images, key=lambda image: image.gate.verdict.severity, default=None)
 
 
 def _finding_group(
     finding: Finding, result: UnitResult, used: Sequence[Dataset], uid: dict[str, str], *, chest: bool
 ) -> Any:
     """One finding: the probability, what it was held against, and what follows."""
-    numbers: list[tuple[Code, float]] = [
-        (codes.DCM.Probability, finding.probability),
-        (_own("prevalence"), finding.prevalence),
-    ]
+    numbers: list[tuple[Code, float]] = []
+    if finding.decision is not Decision.INCONCLUSIVE:
+        # A figure that too little evidence stands behind would be read as if it were one.
+        numbers += [(codes.DCM.Probability, finding.probability), (own("prevalence"), finding.prevalence)]
     if finding.thresholds is not None:
         numbers += [
-            (_own("clear-below"), finding.thresholds.clear_below),
-            (_own("act-from"), finding.thresholds.act_from),
+            (own("clear-below"), finding.thresholds.clear_below),
+            (own("act-from"), finding.thresholds.act_from),
         ]
     if finding.costs is not None:
         numbers += [
-            (_own("cost-miss"), finding.costs.miss),
-            (_own("cost-false-alarm"), finding.costs.false_alarm),
-            (_own("cost-deferral"), finding.costs.deferral),
+            (own("cost-miss"), finding.costs.miss),
+            (own("cost-false-alarm"), finding.costs.false_alarm),
+            (own("cost-deferral"), finding.costs.deferral),
         ]
-    evaluations = [sr.QualitativeEvaluation(name=_own("decision"), value=_own(f"decision-{finding.decision}"))]
+    evaluations = [sr.QualitativeEvaluation(name=own("decision"), value=own(f"decision-{finding.decision}"))]
     if finding.decision in _PRESENCES:
         evaluations.append(sr.QualitativeEvaluation(name=_PRESENCE, value=_PRESENCES[finding.decision]))
     return sr.MeasurementsAndQualitativeEvaluations(
@@ -381,6 +390,7 @@ def _algorithm(result: UnitResult, calibration: str = "") -> Any:
             f"package digest SHA-256 {result.model.digest}",
             f"policy {result.policy.name} {result.policy.version}",
             f"policy digest SHA-256 {result.policy.digest}",
+            f"policy {'not approved: demonstration' if result.policy.demonstration else 'approved'}",
             *(f"execution provider {provider}" for provider in providers),
             *([f"calibration {calibration}"] if calibration else []),
         ],
@@ -389,22 +399,15 @@ def _algorithm(result: UnitResult, calibration: str = "") -> Any:
 
 def _tracking_uids(result: UnitResult, source: Dataset, node: NodeIdentity) -> dict[str, str]:
     """Tracking UIDs by finding; that of the result as a whole under the empty name."""
-    return {
-        name: result_uid(
-            node=node.node,
-            study_uid=element_text(source, "StudyInstanceUID"),
-            revision=result.revision,
-            model_digest=result.model.digest,
-            policy_digest=result.policy.digest,
-            kind=f"tracking-{name}",
-        )
-        for name in ("", *(finding.name for finding in result.findings))
-    }
+    names = ("", *(finding.name for finding in result.findings))
+    return {name: instance_uid(f"tracking-{name}", result, source, node) for name in names}
 
 
 def _sources(used: Sequence[Dataset]) -> list[Any]:
+    """The images of a measurement group; of a long series some, at even distances."""
     sources = []
-    for item in used:
+    step = max(1, -(-len(used) // _MOST_SOURCES))
+    for item in used[step // 2 :: step]:
         source = sr.SourceImageForMeasurementGroup(
             referenced_sop_class_uid=_STAND_IN, referenced_sop_instance_uid=_STAND_IN
         )
@@ -423,10 +426,6 @@ def _procedure(modality: str, *, chest: bool) -> Code:
     if chest and modality in {"CR", "DX"}:
         return _CHEST_RADIOGRAPH
     return _PROCEDURES.get(modality, _IMAGING)
-
-
-def _own(value: str) -> Code:
-    return Code(value, _SCHEME, _OWN[value])
 
 
 def _text(name: Code, value: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepwedge.records import Decision, Finding, Reason, State, UnitResult, Verdict
+from stepwedge.records import Decision, Finding, HeatMap, Reason, State, TamperResult, UnitResult, Verdict
 
 DEMONSTRATION = "DEMONSTRATION – NOT FOR CLINICAL USE"
 
@@ -18,13 +18,27 @@ PRESENCE = {
     Decision.CLEAR: "ABSENT",
     Decision.DEFER: "UNDECIDED",
     Decision.NONE: "NOT DECIDED",
+    Decision.INCONCLUSIVE: "INCONCLUSIVE",
 }
 ACTIONS = {
     Decision.ACT: "act",
     Decision.CLEAR: "clear",
     Decision.DEFER: "read without AI",
     Decision.NONE: "no action",
+    Decision.INCONCLUSIVE: "read without AI",
 }
+INCONCLUSIVE = "too little evidence in the package"
+TAMPER = {
+    "pass": "passed",
+    "flagged": "flagged: the answer changes under changes of the image that should not matter",
+    "not_fitted": "not fitted: not checked",
+}
+METHODS = {
+    "activation_map": "what each place adds to the score (activation map of the model)",
+    "occlusion": "how much the score falls when a place is covered (occlusion)",
+}
+_DESCRIPTION_LENGTH = 64  # characters (Long String)
+LEVELS = (0.5, 0.75)  # shares of the strongest place at which a heat map's contours are drawn
 VERDICTS = {
     Verdict.ACCEPT: "accepted by the gate",
     Verdict.DEFER: "left to a person by the gate",
@@ -38,7 +52,9 @@ def label(finding: Finding) -> str:
 
 
 def finding_line(finding: Finding) -> str:
-    """The finding's answer, with the figures that made it."""
+    """The finding's answer, with the figures that made it; none where there is too little evidence for any."""
+    if finding.decision is Decision.INCONCLUSIVE:
+        return f"{label(finding)}: {PRESENCE[finding.decision]} – {INCONCLUSIVE}, {ACTIONS[finding.decision]}"
     limits = thresholds_line(finding)
     return (
         f"{label(finding)}: {PRESENCE[finding.decision]} – {ACTIONS[finding.decision]}; "
@@ -86,9 +102,34 @@ def images_line(result: UnitResult) -> str:
     """How many images were judged, and what became of them."""
     counts = [(sum(i.gate.verdict is verdict for i in result.images), words) for verdict, words in VERDICTS.items()]
     total = len(result.images)
-    return f"{total} image{'' if total == 1 else 's'} judged: " + ", ".join(
-        f"{count} {words}" for count, words in counts if count
-    )
+    what = f"{total} image{'' if total == 1 else 's'}"
+    members = sum(len(image.members) for image in result.images)
+    if members:
+        what = f"{total} stack{'' if total == 1 else 's'} of {members} image{'' if members == 1 else 's'} in all"
+    return f"{what} judged: " + ", ".join(f"{count} {words}" for count, words in counts if count)
+
+
+def tamper_line(tamper: TamperResult) -> str:
+    """What the tamper check found, with the figures that made it."""
+    line = f"Tamper check {TAMPER.get(tamper.verdict, tamper.verdict)}"
+    if tamper.measure is None or tamper.threshold is None:
+        return line
+    return f"{line} (measure {tamper.measure:.4g}, flagged above {tamper.threshold:.4g})"
+
+
+def heat_line(finding: Finding) -> str:
+    """What a heat map's contours are, in one line."""
+    levels = " and ".join(f"{level:.0%}".replace("%", " %") for level in LEVELS)
+    return f"AI heat map, {label(finding)}: contours at {levels} of the strongest place; not the outline of a lesion"
+
+
+def heat_lines(heat: HeatMap) -> list[str]:
+    """What a reader of a heat map must know."""
+    rows, columns = heat.values.shape
+    return [
+        f"Shown: {METHODS.get(heat.method, heat.method)}, relative to the strongest place of this image.",
+        f"Coarse: {rows} x {columns} places, smoothed. Neither a probability nor the outline of a lesion.",
+    ]
 
 
 def summary_lines(result: UnitResult) -> list[str]:
@@ -104,3 +145,9 @@ def series_description(result: UnitResult) -> str:
     if not result.policy.demonstration:
         return f"{headline}: {result.model.name}"
     return f"{DEMONSTRATION}: {headline.partition(':')[0]}: {result.model.name}"
+
+
+def heat_series_description(result: UnitResult) -> str:
+    """What a list of series shows of the heat map's contours."""
+    headline = f"AI heat map: {result.model.name}"[:_DESCRIPTION_LENGTH]
+    return f"{DEMONSTRATION}: {headline}"[:_DESCRIPTION_LENGTH] if result.policy.demonstration else headline

@@ -23,13 +23,13 @@ AMBER, ORANGE, TEAL = (255, 190, 30), (255, 122, 66), (18, 96, 110)
 def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text that is drawn, in order."""
     drawn: list[str] = []
-    write = drawing._write
+    write = drawing.write
 
     def listen(pen: object, at: object, text: str, *args: object, **options: object) -> None:
         drawn.append(text)
         write(pen, at, text, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(drawing, "_write", listen)
+    monkeypatch.setattr(drawing, "write", listen)
     return drawn
 
 

@@ -178,8 +178,8 @@ def load_policy(path: Path, model: Package | Manifest, trust: Trust | None = Non
     Parameters
     ----------
     model
-        The package that will run under it. Given a manifest only, approvals cannot be held against the package, and
-        the policy stays a demonstration.
+        The package that will run under it. Given a manifest only (a package that is still being made), the policy is
+        read for its costs: for which package it was fitted and approved is not asked, and it stays a demonstration.
     trust
         The keys that the site trusts. Without any, the policy stays a demonstration.
 
@@ -342,7 +342,7 @@ def _holding(path: Path, file: PolicyFile, digest: str, model: Package | Manifes
         problem = f"{last.by} approved it for the package {_named(last.package)}, not for this one"
     else:
         return last
-    if file.clinical:
+    if file.clinical and isinstance(model, Package):
         raise PolicyError(f"{path}: asks for clinical use, and {problem}; {again}, or set clinical: false")
     return None
 
@@ -365,9 +365,7 @@ def _demonstration_because(file: PolicyFile, approval: Approval | None, model: P
 
 
 def _is_of(named: PackageName, model: Package | Manifest) -> bool:
-    if isinstance(model, Package):
-        return named.digest == model.digest
-    return (named.name, named.version) == (model.name, model.version)
+    return not isinstance(model, Package) or named.digest == model.digest
 
 
 def _named(package: PackageName) -> str:

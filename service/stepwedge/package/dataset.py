@@ -207,6 +207,8 @@ def age_group(years: float) -> str:
     edges = (0, *_AGE_EDGES)
     low = max(edge for edge in edges if edge <= years)
     above = [edge for edge in edges if edge > years]
+    if not low:
+        return f"under {above[0]}"
     return f"{low} to {above[0] - 1}" if above else f"{low} and older"
 
 

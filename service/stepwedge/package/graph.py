@@ -297,7 +297,6 @@ def _free_batch(model: onnx.ModelProto) -> list[str]:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
     del graph.value_info[:]
-    model.CopyFrom(_with_shapes(model))
     wiring = _wiring(model)
     for node in graph.node:
         if node.op_type != "Reshape" or _attribute(node, "allowzero", 0):
@@ -309,6 +308,7 @@ def _free_batch(model: onnx.ModelProto) -> list[str]:
             name = _unused(graph, f"{node.output[0]}_shape")
             graph.initializer.append(numpy_helper.from_array(free, name))
             node.input[1] = name
+    model.CopyFrom(_with_shapes(model))
     return ["the batch dimension was fixed to 1 and is free now"]
 
 

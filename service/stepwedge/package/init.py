@@ -192,8 +192,8 @@ def _other_outputs(description: Description, scores: Tensor) -> str:
 def _classes(classes: Sequence[str], matched: bool, count: int) -> str:
     if not matched:
         lines = [
-            "  # The table of labels does not name as many classes as the graph has: give all, as labels spell them and",
-            "  # in the order of the graph's output.",
+            "  # The table of labels does not name as many classes as the graph has: give all, as labels spell them,",
+            "  # and in the order of the graph's output.",
             "  classes:",
         ]
     else:

@@ -13,7 +13,7 @@ has an image of which nothing is decided: its report reads "No AI result", and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from stepwedge.manifest import FindingSpec, Manifest, Output
 from stepwedge.records import Decision, Finding, FloatArray, HeatMap
 from stepwedge.seams import Engine
+
+Run = Callable[[Mapping[str, FloatArray]], Mapping[str, NDArray[np.float32]]]  # inputs to outputs, each by name
 
 # Probabilities inside a graph saturate in float32; beyond this their log-odds carry nothing.
 _SMALLEST_PROBABILITY = 1e-7
@@ -44,7 +46,7 @@ def from_activation_map(
     findings: Sequence[Finding],
     manifest: Manifest,
     *,
-    scores: NDArray[np.float32] | None = None,
+    scores: NDArray[np.float32],
 ) -> HeatMap | None:
     """The heat map from the graph's activation map; None where no finding deserves one.
 
@@ -52,10 +54,10 @@ def from_activation_map(
     ----------
     maps
         (classes, rows, columns), what each place adds to each class's score before any activation (Zhou et al., CVPR
-        2016).
+        2016), up to a factor that is the same everywhere.
     scores
         (classes,), the graph's scores of the same image. Where several classes stand for the finding or against it,
-        they say how much each counts; without them the sums of the maps do, which lack the classes' biases.
+        they say how much each counts.
     """
     name = explained_finding(findings)
     if name is None:
@@ -84,19 +86,19 @@ def by_occlusion(
     name = explained_finding(findings)
     if name is None:
         return None
-    values = occlusion(inputs, _spec(manifest, name), manifest, engine)
+    values = occlusion(inputs, _spec(manifest, name), manifest, lambda covered: engine.run(covered)[0])
     return HeatMap(finding=name, method="occlusion", values=scaled(values))
 
 
 def evidence(
-    maps: NDArray[np.float32], spec: FindingSpec, manifest: Manifest, scores: NDArray[np.float32] | None = None
+    maps: NDArray[np.float32], spec: FindingSpec, manifest: Manifest, scores: NDArray[np.float32]
 ) -> FloatArray:
     """What each place adds to the log-odds of a finding, (rows, columns), to first order.
 
     The log-odds are log Σ exp over the classes of the finding minus the same over the others among which it is told
     apart. Their derivative by a class's score is that class's share (softmax) within its group, positive or negative.
     """
-    logits = maps.sum(axis=(1, 2), dtype=np.float64) if scores is None else _logits(scores[None], manifest.output)[0]
+    logits = _logits(scores[None], manifest.output)[0]
     positive, rest = _groups(spec, manifest.output)
     weights = np.zeros(len(logits))
     weights[positive] += _softmax(logits[positive])
@@ -104,7 +106,7 @@ def evidence(
     return np.tensordot(weights, maps.astype(np.float64), axes=1).astype(np.float32)
 
 
-def occlusion(inputs: Mapping[str, FloatArray], spec: FindingSpec, manifest: Manifest, engine: Engine) -> FloatArray:
+def occlusion(inputs: Mapping[str, FloatArray], spec: FindingSpec, manifest: Manifest, run: Run) -> FloatArray:
     """How much the log-odds of a finding fall when a cell is covered with the input's mean, (grid, grid).
 
     All cells run as one batch with the image itself, or as several where one would take too much memory.
@@ -116,8 +118,7 @@ def occlusion(inputs: Mapping[str, FloatArray], spec: FindingSpec, manifest: Man
     for start in range(0, len(cells), largest):
         batch = cells[start : start + largest]
         covered = {name: _covered(tensor, batch, grid) for name, tensor in inputs.items()}
-        outputs, _ = engine.run(covered)
-        log_odds.append(finding_log_odds(outputs[manifest.output.scores], spec, manifest.output))
+        log_odds.append(finding_log_odds(run(covered)[manifest.output.scores], spec, manifest.output))
     all_odds = np.concatenate(log_odds)
     return np.asarray((all_odds[0] - all_odds[1:]).reshape(grid, grid), np.float32)
 

@@ -1,13 +1,16 @@
 """Whether a heat map marks what the answer rests on: deletion and insertion (Petsiuk et al., BMVC 2018).
 
-The image is cut into cells. In the deletion game they are covered with the image's mean grey one after the other, the
-hottest first; a map that marks what the answer rests on brings the probability down early. In the insertion game they
-are uncovered in that order on a grey image, and it brings the probability up early. The figure is the area under the
+The image is cut into cells. In the deletion game they are replaced one after the other, the hottest first; a map that
+marks what the answer rests on brings the probability down early. In the insertion game they are put, in that order,
+into what they were replaced with, and it brings the probability up early. The figure is the area under the
 probability, 0…1, over the share of cells.
 
+Cells are replaced with those of an image without the finding. Grey, the usual choice, is no absence of a finding that
+is an opacity: the pneumonia model that this was tried on answers to a plain grey image as it does to pneumonia, and
+nothing is then measured.
+
 Orders to compare with: by chance; by the heat map of another patient's image, which marks where such findings usually
-lie but knows nothing of this image; and by an occlusion map of this image, which is made by covering and so is at home
-in this game.
+lie but knows nothing of this image; and by an occlusion map of this image, which costs many forward passes.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _BATCH = 52  # covered images at a time
 
 Planes = Callable[[FloatArray], Mapping[str, NDArray[np.float32]]]
 """Runs planes (m, rows, columns), on 0…1 as the model is shown them before normalisation: the outputs by name."""
-_Order = NDArray[np.intp]  # (cells,), the order in which cells are covered or uncovered
+_Order = NDArray[np.intp]  # (cells,), the order in which cells are exchanged
 
 
 def faithfulness(
@@ -42,6 +45,7 @@ def faithfulness(
     *,
     patients: Sequence[str],
     fold: str,
+    without: FloatArray | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FaithfulnessFigures:
@@ -57,6 +61,9 @@ def faithfulness(
         all of them of the plane.
     patients
         Of each image; intervals are by patient.
+    without
+        (m, rows, columns): images without the finding that the model does not find it on, to replace cells with; each
+        image takes one by chance. None: the image's mean grey, which says little about findings that are opacities.
 
     Raises
     ------
@@ -70,6 +77,12 @@ def faithfulness(
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(planes))[:MOST_IMAGES])
     planes, patients = planes[chosen], [patients[i] for i in chosen]
+    if without is None or len(without) == 0:
+        others = np.broadcast_to(planes.mean(axis=(1, 2), keepdims=True), planes.shape)
+        filled = "the image's mean grey"
+    else:
+        others = without[rng.integers(len(without), size=len(planes))]
+        filled = "those of an image without the finding"
     maps = [_map(plane, run, manifest, spec) for plane in planes]
     areas: dict[str, list[NDArray[np.float64]]] = {}
     for index, plane in enumerate(planes):
@@ -81,7 +94,7 @@ def faithfulness(
             orders["another patient's heat map"] = [_order(maps[other], rng)]
         orders["random"] = [rng.permutation(_CELLS**2) for _ in range(_RANDOM_ORDERS)]
         for name, of_name in orders.items():
-            played = [_play(plane, order, run, manifest, spec) for order in of_name]
+            played = [_play(plane, others[index], order, run, manifest, spec) for order in of_name]
             areas.setdefault(name, []).append(np.mean(played, axis=0))
         if progress is not None:
             progress(index + 1, len(planes))
@@ -92,7 +105,7 @@ def faithfulness(
         rows=_rows({name: np.array(values) for name, values in areas.items()}, resampled),
         notes=[
             f"{finding}: {len(planes)} images with it that the model finds it on, of {len(set(patients))} patients; "
-            f"{_CELLS} × {_CELLS} cells in {_STEPS} steps, covered with the image's mean; the model's own probability."
+            f"{_CELLS} × {_CELLS} cells in {_STEPS} steps, exchanged with {filled}; the model's own probability."
         ],
     )
 
@@ -149,16 +162,17 @@ def _order(values: FloatArray, rng: np.random.Generator) -> _Order:
     return shuffled[np.argsort(-drawn[shuffled], kind="stable")]
 
 
-def _play(plane: FloatArray, order: _Order, run: Planes, manifest: Manifest, spec: FindingSpec) -> tuple[float, float]:
+def _play(
+    plane: FloatArray, other: FloatArray, order: _Order, run: Planes, manifest: Manifest, spec: FindingSpec
+) -> tuple[float, float]:
     """The areas of deletion and insertion in an order of the cells."""
-    covered = np.full_like(plane, plane.mean())
     rows, columns = (explain.cell_bounds(size, _CELLS) for size in plane.shape)
-    deleted, inserted = [plane], [covered]
+    deleted, inserted = [plane], [other]
     for step in np.array_split(order, _STEPS):
         less, more = deleted[-1].copy(), inserted[-1].copy()
         for cell in step:
             (top, bottom), (left, right) = rows[cell // _CELLS], columns[cell % _CELLS]
-            less[top:bottom, left:right] = covered[top:bottom, left:right]
+            less[top:bottom, left:right] = other[top:bottom, left:right]
             more[top:bottom, left:right] = plane[top:bottom, left:right]
         deleted.append(less)
         inserted.append(more)

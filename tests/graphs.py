@@ -24,9 +24,9 @@ Array = NDArray[np.generic]
 Part = Callable[[], tuple[list[NodeProto], dict[str, Array]]]
 
 
-def node(kind: str, inputs: Sequence[str], output: str, **attributes: object) -> NodeProto:
-    """A node with one output."""
-    return helper.make_node(kind, list(inputs), [output], name=output, **attributes)
+def node(kind: str, inputs: Sequence[str], output: str, *, name: str = "", **attributes: object) -> NodeProto:
+    """A node with one output, named after it."""
+    return helper.make_node(kind, list(inputs), [output], name=name or output, **attributes)
 
 
 def weights() -> NDArray[np.float32]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from stepwedge.errors import PackageError
+from stepwedge.errors import EngineError, PackageError
 from stepwedge.gate.fitted import save_gate
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.manifest import (
     GATE,
     MANIFEST,
+    MODEL,
     SUMS,
     Calibration,
     FindingCalibration,
@@ -160,7 +161,10 @@ def _write_graph(recipe: Recipe, folder: Path, prepared: Prepared, report: Repor
     with tempfile.TemporaryDirectory(dir=folder.parent) as kept:
         original = Path(kept)
         write_model(read_model(recipe.model), original)
-        before = _Unproven(_package(original, declared, _uncalibrated(declared)), "cpu", _THREADS)
+        try:
+            before = _Unproven(_package(original, declared, _uncalibrated(declared)), "cpu", _THREADS)
+        except EngineError as error:
+            raise PackageError(str(error).replace(str(original / MODEL), str(recipe.model))) from None
         after = _Unproven(_package(folder, manifest, _uncalibrated(manifest)), "cpu", _THREADS)
         check_graph(before, after, manifest, prepared)
     for note in prepared.notes:

@@ -85,6 +85,14 @@ def add(commands: Commands) -> None:
     build.add_argument(
         "--allow-unreadable", type=int, default=0, metavar="N", help="images that may be unreadable (default: 0)"
     )
+    build.add_argument("--no-content-gate", action="store_true", help="leave the content gate unfitted")
+    build.add_argument("--no-tamper-check", action="store_true", help="leave the tamper check unfitted")
+    build.add_argument(
+        "--heat-maps",
+        type=int,
+        metavar="N",
+        help="images on which the faithfulness of heat maps is measured, some 360 forward passes each (default: 20)",
+    )
     build.add_argument("--force", action="store_true", help="replace the package that is at --out")
 
     verify = command(
@@ -186,7 +194,7 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from stepwedge.package.build import FALSE_REJECTION, Recipe, build_package
+    from stepwedge.package.build import FALSE_REJECTION, HEAT_MAPS, Recipe, build_package
 
     recipe = Recipe(
         model=options.model,
@@ -201,6 +209,9 @@ def _build(options: argparse.Namespace) -> int:
         key=options.key,
         sign=not options.no_sign,
         false_rejection=options.false_rejection or FALSE_REJECTION,
+        content_gate=not options.no_content_gate,
+        tamper_check=not options.no_tamper_check,
+        heat_maps=HEAT_MAPS if options.heat_maps is None else options.heat_maps,
         allow_unreadable=options.allow_unreadable,
         force=options.force,
     )

@@ -40,7 +40,7 @@ from stepwedge.package.fit_gate import fit_gate
 from stepwedge.package.golden import inputs_from, synthetic_inputs, write_golden
 from stepwedge.package.graph import Prepared, prepare, read_model, write_model
 from stepwedge.package.init import refuse_unfinished
-from stepwedge.package.measure import evaluation_of, fold_table, scored
+from stepwedge.package.measure import evaluation_of, fold_table, heat_map_figures, scored
 from stepwedge.package.observe import (
     Answered,
     Pictures,
@@ -58,6 +58,7 @@ from stepwedge.policy import Policy, load_policy
 from stepwedge.signing import ensure_key, sign_folder
 
 FALSE_REJECTION = 0.01  # of proper images, by the content gate and by the tamper check each, unless asked otherwise
+HEAT_MAPS = 20  # images on which they are measured: some 360 forward passes each
 _DATE_VARIABLE = "SOURCE_DATE_EPOCH"  # seconds since 1970: reproducible-builds.org, so that a rebuild is the same
 _THREADS = 1  # within one run: several images run beside each other
 
@@ -78,6 +79,9 @@ class Recipe:
     key: Path | None = None  # None: the user's own
     sign: bool = True
     false_rejection: float = FALSE_REJECTION
+    content_gate: bool = True  # whether each is fitted
+    tamper_check: bool = True
+    heat_maps: int = HEAT_MAPS  # images on which they are measured
     allow_unreadable: int = 0  # images
     force: bool = False  # replace what is at ``out``
 
@@ -239,7 +243,15 @@ def _fit(
             report.say(f"{name} is inconclusive: {fitted.inconclusive}")
 
     gate_fold = require_accepted(answer("Scoring the gate fold", folds["gate"], bare), "gate")
-    gate = fit_gate(gate_fold, pictures, bare, recipe.false_rejection, report)
+    gate = fit_gate(
+        gate_fold,
+        pictures,
+        bare,
+        recipe.false_rejection,
+        report,
+        content=recipe.content_gate,
+        tamper=recipe.tamper_check,
+    )
     save_gate(folder / GATE, gate)
 
     full = replace(bare, package=_package(folder, manifest, calibration), policy=policy, gate=gate)
@@ -247,11 +259,14 @@ def _fit(
     write_baseline(folder, baseline(reference, full, created_at=_date()))
     tested = answer("Measuring on the test fold", folds["test"], full)
     left_out = Counter(item.image.fold for item in (*reference, *tested) if not item.accepted)
+    report.step(f"Measuring heat maps: {recipe.heat_maps} images")
+    maps = heat_map_figures(tested, full, fold="test", images=recipe.heat_maps, progress=report.progress)
     evaluation = evaluation_of(
         tested,
         full,
         folds=fold_table(folds, left_out, manifest, notes),
         declared=recipe.false_rejection,
+        heat_maps=maps,
         notes=notes,
     )
     return evaluation, calibration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from stepwedge.gate.fitted import Gate
 from stepwedge.inference.preprocess import normalised, to_plane
 from stepwedge.manifest import Input, Manifest
+from stepwedge.package.fit_content import fit_content
+from stepwedge.package.fit_tamper import fit_tamper
 from stepwedge.package.observe import Answered, Pictures
 from stepwedge.package.progress import Report
 from stepwedge.pipeline import Equipment
@@ -19,7 +21,14 @@ _BATCH = 16  # planes in one run: enough to keep a GPU busy, little memory
 
 
 def fit_gate(
-    accepted: Sequence[Answered], pictures: Pictures, equipment: Equipment, false_rejection: float, report: Report
+    accepted: Sequence[Answered],
+    pictures: Pictures,
+    equipment: Equipment,
+    false_rejection: float,
+    report: Report,
+    *,
+    content: bool = True,
+    tamper: bool = True,
 ) -> Gate:
     """Fit content gate and tamper check on the gate fold, each for one declared rate of false rejection.
 
@@ -27,51 +36,53 @@ def fit_gate(
     ----------
     accepted
         The gate fold's images that header and structure checks accept.
+    content, tamper
+        Whether each part is fitted; one that is not says so in every answer.
 
     Raises
     ------
     StepwedgeError
         If there are too few images to fit on.
     """
-    import importlib.util
-
-    if (
-        importlib.util.find_spec("stepwedge.package.fit_content") is None
-        or importlib.util.find_spec("stepwedge.package.fit_tamper") is None
-    ):
-        report.say("no gate yet")
-        return Gate()
-    from stepwedge.package.fit_content import fit_content
-    from stepwedge.package.fit_tamper import fit_tamper
-
-    manifest, engine = equipment.package.manifest, equipment.engine
     chosen = pictures.only([item.image.file for item in accepted])
-    report.step(f"Fitting the content gate: {len(accepted)} images")
-    content = fit_content(
-        chosen,
-        [item.image.patient for item in accepted],
-        false_rejection=false_rejection,
-        progress=report.progress,
-    )
-    if not _one_plane(manifest):
+    fitted = Gate()
+    if content:
+        report.step(f"Fitting the content gate: {len(accepted)} images")
+        patients = [item.image.patient for item in accepted]
+        fitted = Gate(content=fit_content(chosen, patients, false_rejection=false_rejection, progress=report.progress))
+    manifest = equipment.package.manifest
+    if tamper and not one_plane(manifest):
         report.say("no tamper check: the inputs are made of the image in different ways")
-        return Gate(content=content)
+    elif tamper:
+        report.step(f"Fitting the tamper check: {len(accepted)} images")
+        planes = [to_plane(image, manifest.input) for image in chosen]
+        run = plane_runner(equipment)
+        check = fit_tamper(
+            planes,
+            lambda given: run(given)[manifest.output.scores],
+            manifest,
+            false_rejection=false_rejection,
+            progress=report.progress,
+        )
+        fitted = Gate(content=fitted.content, tamper=check)
+    return fitted
 
-    def run(planes: FloatArray) -> NDArray[np.float32]:
-        scores = []
+
+def plane_runner(equipment: Equipment) -> Callable[[FloatArray], dict[str, NDArray[np.float32]]]:
+    """The model on planes (n, rows, columns) on 0…1, as it is shown them before normalisation: its outputs by name."""
+    manifest, engine = equipment.package.manifest, equipment.engine
+
+    def run(planes: FloatArray) -> dict[str, NDArray[np.float32]]:
+        parts = []
         for start in range(0, len(planes), _BATCH):
             batch = planes[start : start + _BATCH]
-            outputs, _ = engine.run({spec.name: normalised(batch, spec) for spec in manifest.inputs})
-            scores.append(outputs[manifest.output.scores])
-        return np.concatenate(scores)
+            parts.append(engine.run({spec.name: normalised(batch, spec) for spec in manifest.inputs})[0])
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    report.step(f"Fitting the tamper check: {len(accepted)} images")
-    planes = [to_plane(image, manifest.input) for image in chosen]
-    tamper = fit_tamper(planes, run, manifest, false_rejection=false_rejection, progress=report.progress)
-    return Gate(content=content, tamper=tamper)
+    return run
 
 
-def _one_plane(manifest: Manifest) -> bool:
+def one_plane(manifest: Manifest) -> bool:
     """Whether all inputs are one plane, at most normalised differently."""
 
     def made(spec: Input) -> tuple[object, ...]:

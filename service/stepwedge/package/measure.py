@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from stepwedge.inference.preprocess import to_plane
 from stepwedge.manifest import Manifest
 from stepwedge.package.dataset import LabelledImage
 from stepwedge.package.evaluate import Scored, evaluate
+from stepwedge.package.faithfulness import faithfulness
 from stepwedge.package.figures import (
     EVALUATION,
     Evaluation,
@@ -22,10 +24,11 @@ from stepwedge.package.figures import (
     Notes,
     TamperFigures,
 )
-from stepwedge.package.observe import Answered, class_outputs, require_accepted, subgroups
+from stepwedge.package.fit_gate import one_plane, plane_runner
+from stepwedge.package.observe import Answered, Progress, class_outputs, open_case, require_accepted, subgroups
 from stepwedge.package.statistics import bootstrap, share
 from stepwedge.pipeline import Equipment
-from stepwedge.records import Verdict
+from stepwedge.records import FloatArray, Verdict
 
 # What each fold is for, unless the notes say it better.
 _USES = {
@@ -35,6 +38,7 @@ _USES = {
     "test": "the figures below; nothing was fitted or chosen on it",
 }
 _SUSPECTED = "tamper_suspected"
+_SEED = 0  # which images heat maps are measured on
 
 
 def scored(answered: Sequence[Answered], manifest: Manifest) -> Scored:
@@ -54,7 +58,7 @@ def evaluation_of(
     fold: str = "test",
     folds: Mapping[str, Fold] | None = None,
     declared: float | None = None,
-    faithfulness: FaithfulnessFigures | None = None,
+    heat_maps: FaithfulnessFigures | None = None,
     notes: Notes | None = None,
 ) -> Evaluation:
     """Every figure of a package on images that nothing was fitted on.
@@ -79,9 +83,57 @@ def evaluation_of(
         folds=folds,
         gate=_gate(answered, fold, declared) if declared is not None and equipment.gate.content else None,
         tamper=_tamper(answered, fold, declared) if declared is not None and equipment.gate.tamper else None,
-        faithfulness=faithfulness,
+        faithfulness=heat_maps,
         notes=notes,
     )
+
+
+def heat_map_figures(
+    answered: Sequence[Answered], equipment: Equipment, *, fold: str, images: int, progress: Progress | None = None
+) -> FaithfulnessFigures | None:
+    """Whether heat maps mark what the answers rest on; None where it cannot be measured.
+
+    Measured on the conclusive finding that most images have and are found to have: that the probability is above the
+    prevalence. ``images`` of them are drawn, and as many without it to exchange parts with.
+    """
+    manifest, calibration = equipment.package.manifest, equipment.package.calibration
+    accepted = [item for item in answered if item.accepted]
+    shown: dict[str, tuple[list[Answered], list[Answered]]] = {}
+    for spec in manifest.findings:
+        if not calibration.findings[spec.name].inconclusive:
+            having = [item for item in accepted if item.image.labels & set(spec.positive) and _found(item, spec.name)]
+            lacking = [
+                item for item in accepted if not item.image.labels & set(spec.positive) and not _found(item, spec.name)
+            ]
+            shown[spec.name] = having, lacking
+    name = max(shown, key=lambda finding: len(shown[finding][0]), default=None)
+    unmeasured = manifest.explanation.kind == "none" or images == 0 or not one_plane(manifest)
+    if name is None or unmeasured or not all(shown[name]):
+        return None
+    having, lacking = (_drawn(items, images) for items in shown[name])
+    return faithfulness(
+        _planes(having, manifest),
+        plane_runner(equipment),
+        manifest,
+        name,
+        patients=[item.image.patient for item in having],
+        fold=fold,
+        without=_planes(lacking, manifest),
+        progress=progress,
+    )
+
+
+def _found(item: Answered, name: str) -> bool:
+    return any(f.probability > f.prevalence for f in item.result.findings if f.name == name)
+
+
+def _drawn(items: Sequence[Answered], count: int) -> list[Answered]:
+    order = np.random.default_rng(_SEED).permutation(len(items))[:count]
+    return [items[index] for index in np.sort(order)]
+
+
+def _planes(items: Sequence[Answered], manifest: Manifest) -> FloatArray:
+    return np.stack([to_plane(open_case(item.image.file).decode(), manifest.input) for item in items])
 
 
 def declared_rate(folder: Path) -> float | None:

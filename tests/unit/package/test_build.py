@@ -24,6 +24,7 @@ from stepwedge.package.build import Recipe, build_package, seal
 from stepwedge.package.dataset import Columns
 from stepwedge.package.figures import Evaluation
 from stepwedge.package.golden import write_golden
+from stepwedge.pipeline import equip
 
 
 @pytest.fixture
@@ -101,6 +102,9 @@ def recipe_of(material: Path, out: Path) -> Recipe:
         labels=material / "data" / "labels.csv",
         out=out,
         key=material / "key.pem",
+        content_gate=False,
+        tamper_check=False,
+        heat_maps=0,
     )
 
 
@@ -108,7 +112,8 @@ def recipe_of(material: Path, out: Path) -> Recipe:
 def built(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", DATE)
-        return build_package(recipe_of(material, tmp_path_factory.mktemp("built") / "bright"))
+        recipe = recipe_of(material, tmp_path_factory.mktemp("built") / "bright")
+        return build_package(replace(recipe, tamper_check=True, heat_maps=2))
 
 
 def test_a_package_is_built_signed_and_loads_as_the_service_loads_it(built: Package) -> None:
@@ -151,6 +156,17 @@ def test_each_fold_serves_what_it_is_for(built: Package) -> None:
     assert fitted.positives + fitted.negatives == evaluation.folds["calibrate"].total
 
 
+def test_what_is_fitted_of_the_gate_is_measured_and_what_is_not_is_said(built: Package) -> None:
+    evaluation = Evaluation.model_validate_json((built.path / "evaluation.json").read_bytes())
+    assert evaluation.gate is None
+    assert evaluation.tamper is not None
+    assert evaluation.tamper.declared == 0.01
+    assert evaluation.faithfulness is not None
+    gate = equip(built, OnnxEngine(built, "cpu", 1), None).gate
+    assert gate.content is None
+    assert gate.tamper is not None
+
+
 def test_the_baseline_holds_the_folds_that_were_fitted_on_and_names_no_file(built: Package) -> None:
     table = pq.read_table(built.path / "baseline.parquet")
     evaluation = Evaluation.model_validate_json((built.path / "evaluation.json").read_bytes())
@@ -171,6 +187,8 @@ def test_a_rebuild_is_the_same_but_for_its_signature_whatever_the_columns_are_ca
     (tmp_path / "named.csv").write_text(text)
     recipe = replace(
         recipe_of(material, tmp_path / "out"),
+        tamper_check=True,
+        heat_maps=2,
         labels=tmp_path / "named.csv",
         columns=Columns(label="truth", patient="person"),
         sign=False,

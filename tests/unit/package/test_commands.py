@@ -28,8 +28,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_arguments(folder: Path, out: Path) -> list[str]:
+    quick = ["--no-content-gate", "--no-tamper-check", "--heat-maps", "0"]
     data = ["--data", str(folder / "data"), "--labels", str(folder / "data" / "labels.csv")]
-    return ["package", "build", str(folder / "in.onnx"), *data, "--out", str(out), "--key", str(folder / "key.pem")]
+    return [
+        "package",
+        "build",
+        str(folder / "in.onnx"),
+        *data,
+        *quick,
+        "--out",
+        str(out),
+        "--key",
+        str(folder / "key.pem"),
+    ]
 
 
 def test_a_draft_a_description_and_a_package(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

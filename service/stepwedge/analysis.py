@@ -21,14 +21,15 @@ from pydantic import TypeAdapter
 
 from stepwedge import __version__
 from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
+from stepwedge.dicom.heatmap import PlacedHeat
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
 from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
-from stepwedge.pipeline import Equipment, View, combine, observation_of
-from stepwedge.records import ImageResult, Reason, State, UnitResult
+from stepwedge.pipeline import Equipment, combine, observation_of
+from stepwedge.records import FloatArray, ImageResult, Reason, State, UnitResult
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, StoredInstance, Unit, unit_id
 
@@ -170,7 +171,7 @@ def analyse_unit(
     if state is not State.FAILED:
         ms["analyse"] = round((time.perf_counter() - started) * 1000.0, 3)
         try:
-            _publish(unit, unit_result, intake, ms, settings=settings, site=site)
+            _publish(unit, unit_result, intake, ms, settings=settings, site=site, equipment=equipment)
         except _ReportFailedError as error:
             log.error("report_failed", unit=unit.unit, error=str(error))
             failed = replace(unit_result, state=State.FAILED, reasons=(Reason(code="report_failed"),), findings=())
@@ -190,6 +191,7 @@ def _publish(
     *,
     settings: Settings,
     site: Site,
+    equipment: Equipment,
 ) -> None:
     folder = results_dir(settings) / unit.unit
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -201,13 +203,14 @@ def _publish(
         objects: Sequence[ReportObject] = ()
         evidence = intake.evidence
         if wanted.get(result.state, True) and of_one_patient(evidence) and evidence:
-            view = _first_used(intake)
+            picture, heat = _shown(intake, equipment)
             try:
                 objects = write_report(
                     temporary,
                     result,
                     evidence,
-                    view.picture,
+                    picture,
+                    heat=heat,
                     node=_node(settings, site),
                     report=settings.report,
                     predecessor=_predecessor(unit, settings),
@@ -297,14 +300,19 @@ def _predecessor(unit: Unit, settings: Settings) -> Predecessor | None:
     return None
 
 
-def _first_used(intake: Intake) -> View:
-    """What is shown of the first image that answered."""
-    shown = [
-        (image.gate.verdict.severity, index)
+def _shown(intake: Intake, equipment: Equipment) -> tuple[FloatArray | None, PlacedHeat | None]:
+    """The picture of the first image that answered, and its heat map; of those with one, if any."""
+    order = sorted(
+        (image.gate.verdict.severity, intake.views[index].heat is None, index)
         for index, image in enumerate(intake.images)
         if intake.views[index].picture is not None
-    ]
-    return intake.views[min(shown)[1]] if shown else View()
+    )
+    if not order:
+        return None, None
+    view, header = intake.views[order[0][-1]], intake.shown[order[0][-1]]
+    if view.heat is None or header is None:
+        return view.picture, None
+    return view.picture, PlacedHeat(heat=view.heat, image=header, spec=equipment.package.manifest.input)
 
 
 def _summed(images: Sequence[ImageResult]) -> dict[str, float]:

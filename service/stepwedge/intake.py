@@ -28,21 +28,28 @@ log = structlog.get_logger()
 
 @dataclass(kw_only=True)
 class Intake:
-    """What became of a unit's images. ``views`` go with ``images``; ``evidence`` are headers, without pixels.
+    """What became of a unit's images.
 
-    ``failure`` is why no answer may be made of them.
+    ``views``, and the headers ``shown`` of the images in them, go with ``images``. ``evidence`` are the headers of all
+    that was analysed, without pixels, in the order of ``images`` and of their members. ``failure`` is why no answer
+    may be made of them.
     """
 
     images: list[ImageResult] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
+    shown: list[pydicom.Dataset | None] = field(default_factory=list)
     evidence: list[pydicom.Dataset] = field(default_factory=list)
     failure: Reason | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
-    def add(self, result: ImageResult, view: View | None = None) -> None:
-        """Add one answer."""
+    def add(
+        self, result: ImageResult, view: View | None = None, headers: Mapping[str, pydicom.Dataset] | None = None
+    ) -> None:
+        """Add one answer; ``headers`` are those of its images, by instance."""
         self.images.append(result)
         self.views.append(view or View())
+        self.shown.append((headers or {}).get(result.instance))
+        self.evidence += [headers[name] for name in result.members or (result.instance,)] if headers else []
 
 
 def take_in(
@@ -100,15 +107,15 @@ def take_in(
             place=place_of(dataset),
             decode=_decoder(dataset, maximum_bytes),
         )
-        intake.evidence.append(dataset)
         if manifest.input.unit == "instance":
-            intake.add(*analyse_image(case, equipment))
+            intake.add(*analyse_image(case, equipment), {case.instance: dataset})
             del dataset.PixelData
         else:
             stack.append((case, dataset))
+    headers = {case.instance: dataset for case, dataset in stack}
     for cases in grouped([case for case, _ in stack], manifest.input.unit):
-        intake.add(*analyse_stack(cases, equipment))
-    for _, dataset in stack:
+        intake.add(*analyse_stack(cases, equipment), headers)
+    for dataset in headers.values():
         del dataset.PixelData
     intake.provenance = Provenance(
         senders=tuple(sorted(senders)), content=site.hash("".join(sorted(digests))) if digests else ""

@@ -13,7 +13,8 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
-from stepwedge.dicom.report import NodeIdentity, Predecessor, ReportObject, write_report
+from stepwedge.dicom.report import NodeIdentity, PlacedHeat, Predecessor, ReportObject, write_report
+from stepwedge.manifest import Input, RangePresentation
 from stepwedge.records import (
     Code,
     Costs,
@@ -22,6 +23,7 @@ from stepwedge.records import (
     FloatArray,
     GateVerdict,
     Header,
+    HeatMap,
     ImageResult,
     ModelReference,
     PolicyReference,
@@ -136,6 +138,9 @@ def source(
     dataset.PatientOrientation = ["L", "F"]
     dataset.ImagerPixelSpacing = [0.143, 0.143]
     dataset.Rows, dataset.Columns = 2000, 1800
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.WindowCenter, dataset.WindowWidth = "2048", "4096"
     for keyword, value in values.items():
         if value is None:
             del dataset[keyword]
@@ -165,6 +170,16 @@ def picture() -> FloatArray:
     return np.linspace(0.0, 1.0, 300 * 256, dtype=np.float32).reshape(300, 256)
 
 
+def heat(image: Dataset | None = None, *, finding: str = "pneumonia", values: FloatArray | None = None) -> PlacedHeat:
+    """A heat map of 4 × 4 places, by default hot in the second row and third column, on an image fitted by padding."""
+    if values is None:
+        values = np.zeros((4, 4), np.float32)
+        values[1, 2] = 1.0
+    spec = Input(name="image", rows=128, columns=128, presentation=RangePresentation(kind="range"), fit="pad")
+    made = HeatMap(finding=finding, method="activation_map", values=values)
+    return PlacedHeat(heat=made, image=source() if image is None else image, spec=spec)
+
+
 def written(
     folder: Path,
     unit: UnitResult,
@@ -173,6 +188,7 @@ def written(
     image: FloatArray | None = None,
     report: Report | None = None,
     predecessor: Predecessor | None = None,
+    heat: PlacedHeat | None = None,
 ) -> list[ReportObject]:
     """The objects of a result, written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,4 +200,5 @@ def written(
         node=NODE,
         report=report or Report(),
         predecessor=predecessor,
+        heat=heat,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.sr.coding import Code
 
 SCHEME = "99STEPWEDGE"
-_OWN = {
+_OWN = {  # code values have 16 characters at most (Short String)
     # Numbers of a finding.
     "clear-below": "Cleared below this probability",
     "act-from": "Acted on from this probability",
@@ -19,7 +19,7 @@ _OWN = {
     "decision-clear": "Clear: treat the finding as absent",
     "decision-defer": "Defer: leave the finding to a person",
     "decision-none": "Not decided",
-    "decision-inconclusive": "Inconclusive: too little evidence in the package",
+    "decision-inconcl": "Inconclusive: too little evidence in the package",
     # The result as a whole.
     "state": "State of the AI result",
     "state-reported": "Reported",
@@ -34,7 +34,7 @@ _OWN = {
     "tamper": "Verdict of the tamper check",
     "tamper-pass": "Passed",
     "tamper-flagged": "Flagged: the answer does not hold under small changes",
-    "tamper-not-fitted": "Not fitted: not checked",
+    "tamper-unfitted": "Not fitted: not checked",
     "tamper-measure": "Measure of the tamper check",
     "tamper-threshold": "Flagged above this measure",
     # What shows where the answer comes from.

@@ -246,13 +246,13 @@ def is_own_result(dataset: Dataset) -> bool:
         element_text(item, "Manufacturer") == MANUFACTURER
         and any(
             element_text(code, "CodeValue") == _PROCESSING_EQUIPMENT[0]
-            for code in sequence_items(item, "PurposeOfReferenceCodeSequence")
+            for code in _items(item, "PurposeOfReferenceCodeSequence")
         )
-        for item in sequence_items(dataset, "ContributingEquipmentSequence")
+        for item in _items(dataset, "ContributingEquipmentSequence")
     )
 
 
-def sequence_items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
     """The items of a sequence; none where the element is missing or is no sequence."""
     value = dataset.get(keyword)
     return value if isinstance(value, DicomSequence) else []

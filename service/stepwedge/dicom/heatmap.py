@@ -28,6 +28,7 @@ from stepwedge.dicom.picture import (
     capture,
     fitted,
     size_that_fits,
+    text_width,
     wrapped,
     write,
 )
@@ -187,7 +188,7 @@ def coloured(picture: FloatArray, heat: FloatArray) -> NDArray[np.uint8]:
     Red, orange, yellow are added to the dimmed picture as light is (screen). Every channel grows with the heat, so that
     more heat is brighter on a grey-scale screen too, whatever it lies on.
     """
-    light = np.stack([heat**0.8, 0.75 * heat**1.6, 0.3 * heat**3], axis=-1)
+    light = np.stack([heat**1.2, 0.75 * heat**2, 0.3 * heat**4], axis=-1)
     return np.asarray(((1 - (1 - _DIMMED * picture[..., None]) * (1 - light)) * 255).round(), np.uint8)
 
 
@@ -275,5 +276,5 @@ def _draw_legend(pen: ImageDraw.ImageDraw, canvas: Image.Image, box: Box) -> int
         pen.line((x, top, x, bottom), fill=INK, width=width)
         write(pen, (x, bottom + 14), f"{100 * level:.0f} %", 20, INK, centred=True)
     write(pen, (left, bottom + 4), "none", 18, FAINT)
-    write(pen, (right - 76, bottom + 4), "strongest", 18, FAINT)
+    write(pen, (right - text_width("strongest", 18), bottom + 4), "strongest", 18, FAINT)
     return bottom + 40

@@ -205,7 +205,7 @@ def _draw_large(pen: ImageDraw.ImageDraw, finding: Finding, box: Box) -> None:
         return
     probability = wording.figures(finding)[0]
     write(pen, (left, top + block + 22), probability, 58, INK, bold=True)
-    start = left + round(_length(probability, 58, bold=True)) + 18
+    start = left + round(text_width(probability, 58, bold=True)) + 18
     write(pen, (start, top + block + 24), "probability", 22, INK)
     write(pen, (start, top + block + 51), f"at a prevalence of {finding.prevalence:.3g}", 18, FAINT)
     if bottom - top - block >= 160:
@@ -235,11 +235,12 @@ def _draw_small(pen: ImageDraw.ImageDraw, finding: Finding, box: Box) -> None:
         write(pen, (inner, y), line, 22, INK)
         y += 28
     if finding.decision is Decision.INCONCLUSIVE:
-        write(pen, (inner, y), fitted(wording.INCONCLUSIVE.capitalize(), 20, end - inner), 20, FAINT)
+        text = wording.INCONCLUSIVE.capitalize()
+        write(pen, (inner, y), text, size_that_fits(text, 20, end - inner), FAINT)
         return
     probability = wording.figures(finding)[0]
     write(pen, (inner, y), probability, 24, INK, bold=True)
-    start = inner + round(_length(probability, 24, bold=True)) + 14
+    start = inner + round(text_width(probability, 24, bold=True)) + 14
     _draw_scale(pen, finding, (start, y + 10, end, y + 22))
 
 
@@ -328,7 +329,7 @@ def write(
     """
     x, y = at
     if centred:
-        x -= _length(text, size, bold=bold) / 2
+        x -= text_width(text, size, bold=bold) / 2
         y -= size * 0.62
     stroke = _stroke(size) if bold else 0
     for index, part in enumerate(_drawable(text).split("–")):
@@ -340,7 +341,7 @@ def write(
         x += _font(size).getlength(part)
 
 
-def _length(text: str, size: int, *, bold: bool = False) -> float:
+def text_width(text: str, size: int, *, bold: bool = False) -> float:
     """The width of a line, pixels."""
     parts = _drawable(text).split("–")
     return sum(_font(size).getlength(part) for part in parts) + (len(parts) - 1) * size * 0.5 + 2 * bold * _stroke(size)
@@ -358,16 +359,16 @@ def _drawable(text: str) -> str:
 
 
 def size_that_fits(text: str, size: int, width: float) -> int:
-    while size > 12 and _length(text, size, bold=True) > width:
+    while size > 12 and text_width(text, size, bold=True) > width:
         size -= 2
     return size
 
 
 def fitted(text: str, size: int, width: float, *, bold: bool = False) -> str:
     """The text, cut to a width with an ellipsis where it is longer."""
-    if _length(text, size, bold=bold) <= width:
+    if text_width(text, size, bold=bold) <= width:
         return text
-    while text and _length(f"{text}...", size, bold=bold) > width:
+    while text and text_width(f"{text}...", size, bold=bold) > width:
         text = text[:-1]
     return f"{text.rstrip()}..."
 
@@ -376,7 +377,7 @@ def wrapped(text: str, size: int, width: float) -> list[str]:
     """The text in lines no wider than a width."""
     lines: list[str] = []
     for word in text.split():
-        if lines and _length(f"{lines[-1]} {word}", size) <= width:
+        if lines and text_width(f"{lines[-1]} {word}", size) <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(fitted(word, size, width))

@@ -11,6 +11,7 @@ there is no presentation state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from highdicom import pr
 from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DicomSequence
 
 from stepwedge.dicom import wording
+from stepwedge.dicom.codestream import FOREIGN_ERRORS
 from stepwedge.dicom.context import (
     MANUFACTURER,
     NodeIdentity,
@@ -27,7 +30,6 @@ from stepwedge.dicom.context import (
     new_object,
     numbers,
     reference,
-    sequence_items,
     set_text,
 )
 from stepwedge.dicom.heatmap import PlacedHeat, contours, explained_finding, image_size
@@ -175,7 +177,7 @@ def _grey_scale(image: Dataset) -> Dataset:
 
 
 def _add_modality(made: Dataset, image: Dataset) -> None:
-    tables = sequence_items(image, "ModalityLUTSequence")
+    tables = _items(image, "ModalityLUTSequence")
     if tables:
         item = _table(tables[0], image)
         item.ModalityLUTType = element_text(tables[0], "ModalityLUTType") or "US"
@@ -193,7 +195,7 @@ def _add_modality(made: Dataset, image: Dataset) -> None:
 
 def _add_window(made: Dataset, image: Dataset) -> None:
     """The first table or, without one, the first window: a viewer begins with it."""
-    tables = sequence_items(image, "VOILUTSequence")
+    tables = _items(image, "VOILUTSequence")
     item = Dataset()
     if tables:
         item.VOILUTSequence = [_table(tables[0], image)]
@@ -212,6 +214,16 @@ def _add_window(made: Dataset, image: Dataset) -> None:
     made.SoftcopyVOILUTSequence = [item]
 
 
+def _items(image: Dataset, keyword: str) -> Sequence[Dataset]:
+    try:
+        value = image.get(keyword)
+    except FOREIGN_ERRORS:
+        raise _NotRestatableError from None
+    if value is not None and not isinstance(value, DicomSequence):
+        raise _NotRestatableError
+    return value or []
+
+
 def _table(source: Dataset, image: Dataset) -> Dataset:
     """A look-up table, checked and written anew (PS3.3 section C.11.1.1.1)."""
     try:
@@ -221,7 +233,7 @@ def _table(source: Dataset, image: Dataset) -> Dataset:
             big = getattr(image, "original_encoding", (None, True))[1] is False
             data = np.frombuffer(data, ">u2" if big else "<u2")
         values = np.asarray(list(data) if isinstance(data, MultiValue) else data).astype(np.int64) & 0xFFFF
-    except (AttributeError, TypeError, ValueError, NotImplementedError):
+    except FOREIGN_ERRORS:
         raise _NotRestatableError from None
     entries &= 0xFFFF
     if values.shape != (entries or 65536,) or not 8 <= bits <= 16 or values.max() >= 1 << bits:

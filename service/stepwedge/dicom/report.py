@@ -56,6 +56,8 @@ _PRESENCES = {
     Decision.DEFER: Code("82334004", "SCT", "Indeterminate"),
     Decision.INCONCLUSIVE: Code("82334004", "SCT", "Indeterminate"),
 }
+_DECISIONS = {decision: f"decision-{decision}" for decision in Decision} | {Decision.INCONCLUSIVE: "decision-inconcl"}
+_TAMPER = {"pass": "tamper-pass", "flagged": "tamper-flagged", "not_fitted": "tamper-unfitted"}
 _ENGLISH = Code("en", "RFC5646", "English")
 _CHEST = Code("51185008", "SCT", "Chest")
 _PIXELS = Code("{pixels}", "UCUM", "Pixels")
@@ -318,9 +320,7 @@ def _result_group(result: UnitResult, used: Sequence[Dataset], uid: dict[str, st
     lines: list[tuple[Code, str]] = []
     if best is not None and verdict is not Verdict.REJECT:
         tamper = "flagged" if any(i.tamper.verdict == "flagged" for i in result.images) else best.tamper.verdict
-        evaluations.append(
-            sr.QualitativeEvaluation(name=own("tamper"), value=own(f"tamper-{tamper.replace('_', '-')}"))
-        )
+        evaluations.append(sr.QualitativeEvaluation(name=own("tamper"), value=own(_TAMPER[tamper])))
         if best.tamper.measure is not None and best.tamper.threshold is not None:
             lines += [
                 (own("tamper-measure"), f"{best.tamper.measure:.{_FIGURES}g}"),
@@ -364,7 +364,7 @@ def _finding_group(
             (own("cost-false-alarm"), finding.costs.false_alarm),
             (own("cost-deferral"), finding.costs.deferral),
         ]
-    evaluations = [sr.QualitativeEvaluation(name=own("decision"), value=own(f"decision-{finding.decision}"))]
+    evaluations = [sr.QualitativeEvaluation(name=own("decision"), value=own(_DECISIONS[finding.decision]))]
     if finding.decision in _PRESENCES:
         evaluations.append(sr.QualitativeEvaluation(name=_PRESENCE, value=_PRESENCES[finding.decision]))
     return sr.MeasurementsAndQualitativeEvaluations(

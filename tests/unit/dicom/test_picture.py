@@ -93,6 +93,14 @@ def test_an_image_of_any_shape_can_be_drawn(shape: tuple[int, int]) -> None:
     drawn(result(), np.full(shape, np.nan, dtype=np.float32))
 
 
+def test_an_inconclusive_finding_shows_no_figure(words: list[str]) -> None:
+    for others in ((), (finding(),)):
+        words.clear()
+        drawn(with_findings(result(), finding(Decision.INCONCLUSIVE, probability=0.0317), *others), picture())
+        assert {"INCONCLUSIVE", "Too little evidence in the package"} <= set(words)
+        assert not any("0.03" in text for text in words)
+
+
 def test_many_findings_and_long_texts_stay_inside(words: list[str]) -> None:
     findings = [finding(list(Decision)[n % 4], name=f"finding_{n}_" + "x" * 60, probability=n / 20) for n in range(20)]
     unit = with_findings(result(revision=12), *findings)

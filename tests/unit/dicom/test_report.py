@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from measurement_report import ROWS, Row, children, code_of, codes, items_under, numbers, texts, violations
 from pydicom import DataElement, Dataset
 from pydicom.tag import Tag
-from results import NAMES, PREDECESSOR, finding, result, source, with_bytes, with_findings, written
+from results import NAMES, PREDECESSOR, finding, heat, picture, result, source, with_bytes, with_findings, written
+from stepwedge.dicom.concepts import _OWN
 from stepwedge.dicom.report import is_own_result
 from stepwedge.dicom.wording import DEMONSTRATION
-from stepwedge.records import Decision, GateVerdict, Reason, State, Verdict
+from stepwedge.records import Decision, GateVerdict, Reason, State, TamperResult, Verdict
 from stepwedge.settings import Report
 
 STATES = [State.REPORTED, State.DEFERRED, State.REJECTED]
@@ -133,6 +134,127 @@ def test_another_revision_or_policy_is_another_object(tmp_path: Path) -> None:
     uids = [item.sop_instance_uid for objects in made for item in objects]
     series = [pydicom.dcmread(item.path).SeriesInstanceUID for objects in made for item in objects]
     assert len(set(uids)) == len(set(series)) == 6
+
+
+def heated(folder: Path, unit: object = None, **options: object) -> list[Dataset]:
+    """The objects of a result with a heat map, read back."""
+    objects = written(folder, unit or result(), image=picture(), heat=heat(), **options)  # type: ignore[arg-type]
+    return [pydicom.dcmread(item.path) for item in objects]
+
+
+def test_the_pictures_are_one_series_and_the_contours_another(tmp_path: Path) -> None:
+    sr, sc, hot, pr = heated(tmp_path)
+    assert sc.SeriesInstanceUID == hot.SeriesInstanceUID
+    assert len({item.SeriesInstanceUID for item in (sr, sc, pr)}) == 3
+    assert len({item.SOPInstanceUID for item in (sr, sc, hot, pr)}) == 4
+    assert (sc.InstanceNumber, hot.InstanceNumber) == (1, 2)
+    for keyword in ("SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "Modality"):
+        assert sc[keyword].value == hot[keyword].value
+
+
+def test_every_object_carries_both_digests_and_the_revision(tmp_path: Path) -> None:
+    unit = result(revision=2)
+    for made in heated(tmp_path, unit, predecessor=PREDECESSOR):
+        described = made.ContributingEquipmentSequence[0].ContributionDescription
+        assert all(part in described for part in (unit.model.digest, unit.policy.digest, "revision 2"))
+
+
+def test_the_report_names_the_heat_map_and_the_contours(tmp_path: Path) -> None:
+    sr, _, hot, pr = heated(tmp_path)
+    (shown,) = items_under(sr, ("heat-map",))
+    assert shown.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == hot.SOPInstanceUID
+    (under,) = items_under(sr, ("heat-map-state",))
+    (image,) = under.ReferencedSOPSequence
+    assert image.ReferencedSOPInstanceUID == source().SOPInstanceUID
+    assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == pr.SOPInstanceUID
+    (study,) = sr.CurrentRequestedProcedureEvidenceSequence
+    named = {
+        (series.SeriesInstanceUID, item.ReferencedSOPInstanceUID)
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert {(item.SeriesInstanceUID, item.SOPInstanceUID) for item in (hot, pr)} <= named
+    assert violations(sr) == []
+
+
+@pytest.mark.parametrize("state", [State.DEFERRED, State.REJECTED])
+def test_without_a_result_there_is_no_heat_map(state: State, tmp_path: Path) -> None:
+    assert [item.Modality for item in heated(tmp_path, result(state))] == ["SR", "OT"]
+
+
+def test_a_cleared_finding_has_no_heat_map(tmp_path: Path) -> None:
+    assert len(heated(tmp_path, with_findings(result(), finding(Decision.CLEAR)))) == 2
+
+
+def test_the_same_heat_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (written(tmp_path / n, result(), image=picture(), heat=heat()) for n in ("first", "second"))
+    assert [item.path.read_bytes() for item in first] == [item.path.read_bytes() for item in second]
+
+
+def test_our_own_codes_have_the_form_of_codes() -> None:
+    for value, meaning in _OWN.items():
+        assert len(value) <= 16
+        assert len(meaning) <= 64
+
+
+def test_an_inconclusive_finding_is_never_read_as_a_negative_one(tmp_path: Path) -> None:
+    unit = with_findings(result(), finding(), finding(Decision.INCONCLUSIVE, name="hernia", probability=0.0317))
+    made = report(tmp_path, unit)
+    assert numbers(made)["122157"] == [0.93]  # of the other finding only
+    assert "decision-inconcl" in codes(made, "decision")
+    assert codes(made, "705057003") == ["52101004", "82334004"]
+    line = "Hernia: INCONCLUSIVE – too little evidence in the package, read without AI"
+    assert line in texts(made)
+    assert not any("0.03" in text for text in texts(made))
+    assert violations(made) == []
+
+
+@pytest.mark.parametrize("verdict", ["pass", "flagged", "not_fitted"])
+def test_the_tamper_check_and_the_measures_of_the_gate_are_stated(verdict: str, tmp_path: Path) -> None:
+    unit = result()
+    fitted = verdict != "not_fitted"
+    image = replace(
+        unit.images[0],
+        tamper=TamperResult(verdict=verdict, measure=1.23456789, threshold=2.5) if fitted else TamperResult(),
+        gate=GateVerdict(verdict=Verdict.ACCEPT, measures={"content_distance": 3.25}),
+    )
+    made = report(tmp_path, replace(unit, images=(image,)))
+    assert codes(made, "tamper") == ["tamper-unfitted" if not fitted else f"tamper-{verdict}"]
+    assert "content_distance: 3.25" in texts(made)
+    assert ("1.23457" in texts(made)) is fitted
+
+
+def test_what_was_rejected_before_the_tamper_check_says_nothing_of_it(tmp_path: Path) -> None:
+    assert codes(report(tmp_path, result(State.REJECTED)), "tamper") == []
+
+
+def test_a_series_is_one_stack_with_some_of_its_images_as_the_source(tmp_path: Path) -> None:
+    unit = result()
+    members = tuple(f"{number:032x}" for number in range(40))
+    stack = replace(unit.images[0], instance=members[20], members=members)
+    headers = [
+        source(number=n, Modality="CT", SeriesInstanceUID="1.2.826.0.1.9", BodyPartExamined=None) for n in range(40)
+    ]
+    made = report(tmp_path, replace(unit, images=(stack,)), headers)
+    assert "1 stack of 40 images in all judged: 1 accepted by the gate" in texts(made)
+    assert len(list(items_under(made, ("111028", "126200", "260753009")))) == 40
+    groups = list(items_under(made, ("126010", "125007")))
+    assert all(0 < len([i for i in children(group) if code_of(i) == "121112"]) <= 16 for group in groups)
+    (study,) = made.CurrentRequestedProcedureEvidenceSequence
+    assert [len(series.ReferencedSOPSequence) for series in study.ReferencedSeriesSequence] == [40]
+    assert violations(made) == []
+
+
+def test_a_rejected_stack_beside_an_accepted_one_is_no_source(tmp_path: Path) -> None:
+    unit = result()
+    reason = Reason(code="image_blank")
+    good = replace(unit.images[0], members=("a", "b"))
+    bad = replace(good, state=State.REJECTED, gate=GateVerdict(verdict=Verdict.REJECT, reasons=(reason,)))
+    made = report(tmp_path, replace(unit, images=(bad, good)), [source(number=n) for n in range(4)])
+    sources = {
+        i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in items_under(made, ("126010", "125007", "121112"))
+    }
+    assert {uid.rsplit(".")[-1] for uid in sources} == {"2", "3"}
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -164,8 +164,8 @@ class Trust(_Group):
 
     keys: list[Path] = Field(
         [],
-        description="Public keys (PEM). Where any are named, packages signed by anybody else, or by nobody, are refused. "
-        "Without any, every result is a demonstration.",
+        description="Public keys (PEM). Where any are named, packages signed by anybody else, or by nobody, are "
+        "refused. Without any, every result is a demonstration.",
     )
 
 

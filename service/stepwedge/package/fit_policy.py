@@ -248,7 +248,7 @@ def _with_fit(path: Path, bare: str, file: PolicyFile, fitted: Fitted) -> bytes:
 def _name(path: Path, ending: str) -> str:
     if not _STEM.fullmatch(path.stem):
         raise PolicyError(
-            f"{path}: name the file with letters, digits, dots, hyphens and underscores; others lie beside it"
+            f"{path}: name the file with letters, digits, dots, hyphens and underscores: fitted files are called after"
         )
     return f"{path.stem}.{ending}"
 

@@ -16,10 +16,10 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.records import FloatArray
 
 # Spread of the drawn component weights over that of the patients behind them: typical children, no extremes.
-_APPEARANCE_SPREAD = 0.7
-_SHAPE_SPREAD = 0.7
+TYPICAL = 0.7
 
 _GRAIN_PIXELS = 3  # width of the fine structure
+_STRUCTURE_FROM, _STRUCTURE_TO = 22.0, 60.0  # waves along a side: finer than the components, coarser than grain
 _COLLIMATED = 0.03  # grey of the collimated edge
 _PENUMBRA = 2  # pixels over which the collimated edge fades
 
@@ -59,6 +59,8 @@ class Look:
     enhancement: float = 0.0  # share of the local detail that is added; below 0 softens
     quantum: float = 0.008  # standard deviation of quantum noise, of the grey scale
     grain: float = 0.012  # standard deviation of fine structure a few pixels wide
+    structure: float = 0.0  # standard deviation of vessels, bronchi and bone as texture, of the grey scale
+    white: float = 1.0  # grey of what is densest
     margin: float = 0.02  # collimated edge, largest share of each side
 
 
@@ -88,16 +90,19 @@ def simulate(simulator: Simulator, label: str, rng: np.random.Generator, look: L
     return render(draw_anatomy(simulator, label, rng), rng, look)
 
 
-def draw_anatomy(simulator: Simulator, label: str, rng: np.random.Generator) -> FloatArray:
+def draw_anatomy(simulator: Simulator, label: str, rng: np.random.Generator, spread: float = TYPICAL) -> FloatArray:
     """The chest of a child that does not exist, (side, side) on 0…1 or a little beyond.
+
+    ``spread`` is that of the component weights over that of the patients behind them; at 1 children differ as much
+    as those did.
 
     Raises StepwedgeError for a label that the simulator does not have.
     """
     if label not in simulator:
         raise StepwedgeError(f"no simulated patients are labelled {label!r}; there are {', '.join(simulator)}")
     kind = simulator[label]
-    appearance = kind.appearance.draw(rng, _APPEARANCE_SPREAD)
-    return warped(appearance, -kind.shape.draw(rng, _SHAPE_SPREAD))
+    appearance = kind.appearance.draw(rng, spread)
+    return warped(appearance, -kind.shape.draw(rng, spread))
 
 
 def stretched(anatomy: FloatArray, down: float, across: float) -> FloatArray:
@@ -115,7 +120,8 @@ def render(anatomy: FloatArray, rng: np.random.Generator, look: Look = PLAIN) ->
     """The anatomy as a scanner shows it, float32 (rows, columns) on 0…1."""
     rows = int(rng.integers(*look.rows))
     columns = round(rows * rng.uniform(*look.aspect))
-    image = resized(_curved(_enhanced(anatomy, look), look), rows, columns)
+    drawn = _structured(_curved(_enhanced(anatomy, look), look), rng, look)
+    image = resized(drawn, rows, columns) * np.float32(look.white)
     return _collimated(_textured(image, rng, look), rng, look)
 
 
@@ -183,6 +189,23 @@ def _curved(anatomy: FloatArray, look: Look) -> FloatArray:
         return anatomy
     grey = np.clip(anatomy, 0.0, 1.0) ** np.float32(look.gamma)
     return np.asarray(grey + 2 * look.contrast * grey * (1 - grey) * (2 * grey - 1), np.float32)
+
+
+def _structured(anatomy: FloatArray, rng: np.random.Generator, look: Look) -> FloatArray:
+    """With structure finer than the components hold, (2 side, 2 side): as much as real radiographs have more of.
+
+    Its power falls with the cube of the frequency, as that of real radiographs does.
+    """
+    if look.structure == 0:
+        return anatomy
+    side = 2 * anatomy.shape[0]
+    down, across = np.fft.fftfreq(side)[:, None] * side, np.fft.rfftfreq(side)[None, :] * side
+    frequency = np.maximum(np.hypot(down, across), 1.0)
+    filtered = frequency**-1.5 / (1 + (_STRUCTURE_FROM / frequency) ** 4) / (1 + (frequency / _STRUCTURE_TO) ** 4)
+    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side, side))) * filtered, s=(side, side))
+    tissue = resized(anatomy, side, side)
+    shaded = 4 * tissue * (1 - tissue)  # neither in air nor where nothing shines through
+    return np.asarray(tissue + look.structure / field.std() * field * np.sqrt(shaded), np.float32)
 
 
 def _textured(pixels: FloatArray, rng: np.random.Generator, look: Look) -> FloatArray:

@@ -30,6 +30,10 @@ from stepwedge.simulate.tampering import Kind, tamper
 WELL = "normal"  # the label of children without the disease
 _SHARES_OF_THE_ILL = {"bacterial": 2.0, "viral": 1.0}  # as in the data behind the generator; any other label counts 1
 
+_SPREAD = 0.85  # of the children against the patients behind the generator
+# Share of studies whose label has nothing to do with the image: no radiograph shows everything, no reader is perfect.
+_DISAGREEMENT = 0.03
+
 _WALL_STAND_SHARE = 0.45  # in working hours
 _WALL_STAND_OFF_HOURS = -2.0  # log odds, added outside them
 _MALE = 0.54
@@ -43,8 +47,10 @@ _ADULTS = 0.6  # share of those who come in addition when the population changes
 _OLDER_CHILD, _ADULT = (1.08, 0.95), (1.18, 0.9)
 
 # Brightness is moved by the exponent of the look-up curve: this much of its logarithm moves an image's mean grey by
-# one standard deviation between ordinary studies (measured on 400: 0.046 of the grey scale).
-_GAMMA_PER_SD = 0.17
+# one standard deviation between ordinary studies (0.056 of the grey scale, measured on 200).
+_GAMMA_PER_SD = 0.26
+_WHITE_SPREAD = 0.06  # standard deviation of the grey of what is densest, from study to study
+_DARKEST_WHITE = 0.55
 _BRIGHTNESS_OF_A_STUDY = 0.5  # SD of what exposure and processing add to what the anatomy does
 
 # How often an attribute is not there. An age is mostly still known from the birth date.
@@ -150,9 +156,10 @@ def radiograph(examination: Examination, department: Department, simulator: Simu
     look = replace(
         scanner.look,
         gamma=scanner.look.gamma * math.exp(-_GAMMA_PER_SD * examination.brightness),
+        white=min(1.0, max(_DARKEST_WHITE, scanner.look.white + _WHITE_SPREAD * float(rng.standard_normal()))),
         quantum=scanner.look.quantum / math.sqrt(max(dose, 0.1)),
     )
-    anatomy = stretched(draw_anatomy(simulator, examination.shows, rng), *examination.proportions)
+    anatomy = stretched(draw_anatomy(simulator, examination.shows, rng, _SPREAD), *examination.proportions)
     pixels: FloatArray = render(anatomy, rng, look)
     if examination.tampering:
         pixels = tamper(pixels, examination.tampering, np.random.default_rng([department.seed, 7, examination.number]))
@@ -205,9 +212,11 @@ def _examination(
     if shows != _label(is_ill, kind, usual, ill):
         changed.append("prevalence")
     label = shows
-    if "concept" in in_force and relabelled < in_force["concept"].size:
+    unrelated = in_force["concept"].size if "concept" in in_force else 0.0
+    if relabelled < max(unrelated, _DISAGREEMENT):
         label = _label(relabelled_ill, kind, applied, ill)
-        changed.append("concept")
+        if relabelled >= _DISAGREEMENT and label != shows:
+            changed.append("concept")
 
     # The scanner.
     odds = day.scanner + (0.0 if arrival.in_working_hours else _WALL_STAND_OFF_HOURS)

@@ -40,7 +40,17 @@ BEDSIDE = Scanner(
         detector_id="CR35-0117",
         pixel_spacing=0.148,
     ),
-    look=Look(rows=(1100, 1500), gamma=0.94, contrast=0.0, enhancement=0.0, quantum=0.010, grain=0.012, margin=0.022),
+    look=Look(
+        rows=(1100, 1500),
+        gamma=0.94,
+        contrast=0.0,
+        enhancement=0.0,
+        quantum=0.010,
+        grain=0.012,
+        structure=0.016,
+        white=0.82,
+        margin=0.022,
+    ),
     photometric="MONOCHROME2",
     antero_posterior=0.93,
     kilovolts=66,
@@ -62,7 +72,7 @@ WALL_STAND = Scanner(
     ),
     look=Look(
         rows=(900, 1240), aspect=(1.1, 1.3), gamma=1.06, contrast=0.16, enhancement=0.35, quantum=0.006, grain=0.009,
-        margin=0.01,
+        structure=0.02, white=0.86, margin=0.01,
     ),
     photometric="MONOCHROME1",
     antero_posterior=0.35,
@@ -86,7 +96,8 @@ NEWCOMER = Scanner(
         pixel_spacing=0.125,
     ),
     look=Look(
-        rows=(1300, 1700), gamma=0.82, contrast=0.3, enhancement=0.8, quantum=0.016, grain=0.02, margin=0.04
+        rows=(1300, 1700), gamma=0.82, contrast=0.3, enhancement=0.8, quantum=0.016, grain=0.02, structure=0.02,
+        white=0.95, margin=0.04,
     ),
     photometric="MONOCHROME2",
     antero_posterior=0.35,

@@ -26,7 +26,7 @@ OPENING = time(7)  # of the first day: a simulation begins in the morning
 
 # Standard deviations between days, and between weeks on top of it.
 _RATE = (0.20, 0.15)  # of the logarithm of the studies an hour
-_SCANNER = (0.50, 0.35)  # of the log odds of the wall stand's share
+_SCANNER = (0.55, 0.40)  # of the log odds of the wall stand's share
 _PREVALENCE = (0.25, 0.25)  # of the log odds of being ill
 _BRIGHTNESS = (0.25, 0.20)  # of standard deviations between studies
 _EXPOSURE = (0.30, 0.25)  # of standard deviations between studies

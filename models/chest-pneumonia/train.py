@@ -1,5 +1,6 @@
-"""Reproduce the shipped package from the published data set. How: models/README.md.
+"""From the published data set to all that `stepwedge package build` makes the shipped package of.
 
+How: models/README.md.
 Weights and simulated patients that are there already are kept; delete them to make them again.
 """
 
@@ -13,7 +14,7 @@ from folds import CLASSES, label_index, read_rows, tensors
 from learn import SIDE, plain_spec, train, training_images
 from network import Network
 from principal import write_simulator
-from release import release
+from release import export, write_golden_images, write_labels
 
 HERE = Path(__file__).parent
 EPOCHS = 40
@@ -26,8 +27,9 @@ def main() -> None:
     parser.add_argument(
         "--simulated", type=Path, default=HERE / "simulated.npz", help="where the simulated patients go"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "1.0.0", help="the package's folder")
-    parser.add_argument("--policy", type=Path, default=HERE / "policy.yaml")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for model.onnx, labels.csv and the golden images"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -42,8 +44,10 @@ def main() -> None:
         )
     model = Network(len(CLASSES)).eval()
     model.load_state_dict(torch.load(arguments.weights, weights_only=True))
-    package = release(model, arguments.data, rows, arguments.simulated, arguments.policy, arguments.out)
-    print(f"{package.path}: {package.reference.name} {package.reference.version}, digest {package.digest}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    export(model, arguments.out / "model.onnx")
+    write_labels(arguments.out / "labels.csv", rows)
+    write_golden_images(arguments.out / "golden", arguments.simulated)
 
 
 if __name__ == "__main__":

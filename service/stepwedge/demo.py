@@ -38,7 +38,7 @@ from stepwedge.simulate import load_simulator, simulate, to_dicom
 from stepwedge.store import Store
 
 _MODELS = Path(__file__).parents[2] / "models" / "chest-pneumonia"
-_PACKAGE, _POLICY, _SIMULATED = _MODELS / "1.0.0", _MODELS / "policy.yaml", _MODELS / "simulated.npz"
+_PACKAGE, _POLICY, _SIMULATED = _MODELS / "1.1.0", _MODELS / "policy.yaml", _MODELS / "simulated.npz"
 _CALLER, _RECEIVER = "DEMO-SENDER", "DEMO-PACS"
 _QUIET_SECONDS = 2.0
 # Far more than any of it takes; a promise is not broken by a slow machine.

@@ -52,7 +52,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture(scope="module")
 def service(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    values = settings_for(MODELS / "1.0.0", MODELS / "policy.yaml", [destination(orthanc.dicom_port)])
+    values = settings_for(MODELS / "1.1.0", MODELS / "policy.yaml", [destination(orthanc.dicom_port)])
     running = Service(tmp_path_factory.mktemp("service"), values)
     running.start()
     yield running
@@ -78,7 +78,7 @@ def sources(service: Service, orthanc: Orthanc, radiographs: list[Path]) -> dict
 def test_every_real_radiograph_ends_in_the_pacs_with_a_valid_report(
     service: Service, orthanc: Orthanc, sources: dict[str, pydicom.Dataset], tmp_path: Path
 ) -> None:
-    package = load_package(MODELS / "1.0.0")
+    package = load_package(MODELS / "1.1.0")
     for uid, source in sources.items():
         objects = [orthanc.download(instance, tmp_path) for instance in orthanc.instances(uid)]
         headers = [pydicom.dcmread(file) for file in objects]

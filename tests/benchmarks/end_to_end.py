@@ -60,7 +60,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="stepwedge-bench-"))
     receiver = Receiver()
     values = settings_for(
-        MODELS / "1.0.0",
+        MODELS / "1.1.0",
         MODELS / "policy.yaml",
         [destination(receiver.port, ae_title="BENCH")],
         completeness={"quiet_seconds": QUIET_SECONDS, "poll_seconds": 0.05},
@@ -137,7 +137,7 @@ def _burst(service: Service, receiver: Receiver, studies: list[tuple[str, Path]]
 
 def _raw_onnxruntime() -> float:
     """Milliseconds of one run of the model alone, median of many, with the engine's own threading."""
-    package = load_package(MODELS / "1.0.0")
+    package = load_package(MODELS / "1.1.0")
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(package.model_file), options, providers=["CPUExecutionProvider"])

@@ -36,7 +36,7 @@ def simulator() -> Simulator:
 
 @pytest.fixture(scope="module")
 def equipment() -> Equipment:
-    package = load_package(MODEL / "1.0.0")
+    package = load_package(MODEL / "1.1.0")
     policy = load_policy(MODEL / "policy.yaml", package.manifest)
     return Equipment(package=package, engine=OnnxEngine(package, "cpu", 1), policy=policy)
 

@@ -321,7 +321,7 @@ def _evaluation(options: argparse.Namespace, shown: Shown) -> Evaluation:
     images = read_labels(
         options.labels, options.data, output.classes, exclusive=output.kind == "exclusive", columns=_columns(options)
     )
-    policy = load_policy(options.policy, package.manifest) if options.policy else None
+    policy = load_policy(options.policy, package) if options.policy else None
     equipment = equip(package, OnnxEngine(package, options.device, threads=1), policy, explain=False)
     chosen = of_fold(images, options.fold) if options.fold else images
     shown.step(f"Answering for {len(chosen)} images")

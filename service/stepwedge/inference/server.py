@@ -37,6 +37,7 @@ from stepwedge.errors import EngineError, SettingsError, StepwedgeError
 from stepwedge.inference.plane import DataPlane, LoadedModel, data_plane
 from stepwedge.manifest import load_package
 from stepwedge.settings import Inference, Settings, load_settings
+from stepwedge.signing import load_trust
 
 # A worker that starts this often within this time is not going to recover by itself.
 _MOST_STARTS, _STARTS_WITHIN_SECONDS = 5, 300.0
@@ -88,7 +89,11 @@ def _load(settings: Settings) -> list[LoadedModel]:
 
     engines: list[LoadedModel] = []
     for model in settings.models:
-        engine = OnnxEngine(load_package(model.package), settings.inference.device, settings.inference.threads)
+        engine = OnnxEngine(
+            load_package(model.package, load_trust(settings.trust.keys)),
+            settings.inference.device,
+            settings.inference.threads,
+        )
         log.info(
             "model_loaded",
             model=engine.model.name,
@@ -158,7 +163,7 @@ def serve(settings: Settings) -> int:
     if not settings.models:
         raise SettingsError("models is empty: there is nothing to serve; name a package and a policy in the settings")
     for model in settings.models:
-        load_package(model.package)
+        load_package(model.package, load_trust(settings.trust.keys))
     home = settings.data_dir.absolute() / "run" / "bentoml"
     home.mkdir(parents=True, exist_ok=True)
     with (home / _LOCK).open("w") as lock:

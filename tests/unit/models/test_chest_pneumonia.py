@@ -21,7 +21,7 @@ MODEL = Path(__file__).parents[3] / "models" / "chest-pneumonia"
 
 @pytest.fixture(scope="module")
 def package() -> Package:
-    return load_package(MODEL / "1.0.0")
+    return load_package(MODEL / "1.1.0")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from stepwedge.manifest import load_package
 from stepwedge.package.card import CARD, EVALUATION, Evaluation, card
 
-PACKAGE = Path(__file__).parents[3] / "models" / "chest-pneumonia" / "1.0.0"
+PACKAGE = Path(__file__).parents[3] / "models" / "chest-pneumonia" / "1.1.0"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from peers import Orthanc, dcmtk
-from results import picture, result, source, written
+from results import heat, picture, result, source, written
 from stepwedge.dicom.deliver import DicomSink
 from stepwedge.errors import DeliveryError
 from stepwedge.records import State
@@ -60,7 +60,7 @@ def storescp(folder: Path, *options: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("state", [State.REPORTED, State.DEFERRED, State.REJECTED])
 def test_dcmtk_stores_what_we_send(state: State, tmp_path: Path) -> None:
-    objects = written(tmp_path / "files", result(state), image=picture())
+    objects = written(tmp_path / "files", result(state), image=picture(), heat=heat())
     with storescp(tmp_path / "stored", "--bit-preserving") as port:
         sink(port).send([item.path for item in objects])
         sink(port).send([item.path for item in objects])
@@ -98,7 +98,8 @@ def test_a_pacs_files_our_objects_in_the_study(state: State, orthanc: Orthanc, t
     study = f"1.2.826.0.1.3680043.10.2.{list(State).index(state)}"
     name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
     header = source(charset=["", "ISO 2022 IR 87"], name=name, StudyInstanceUID=study)
-    objects = written(tmp_path / "files", result(state), [header], image=picture())
+    objects = written(tmp_path / "files", result(state), [header], image=picture(), heat=heat(header))
+    assert len(objects) == (4 if state is State.REPORTED else 2)
     for _ in range(2):
         sink(orthanc.dicom_port, "ORTHANC").send([item.path for item in objects])
     found = orthanc.instances(study)

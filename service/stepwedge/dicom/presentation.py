@@ -42,6 +42,7 @@ _LABEL = "AI HEAT MAP"  # Content Label and Graphic Layer, Code Strings
 _COLOUR = (70.0, 35.0, 70.0)  # orange, L*a*b*; viewers on grey screens take white
 _TEXT_BOX = (0.01, 0.01, 0.75, 0.09)  # left, top, right, bottom as parts of the displayed area: the upper left corner
 _TEXT_LENGTH = 1024  # characters (Short Text)
+_FILLED_BITS = 8  # stored bits whose whole range an image is taken to use; of more, what is used has to be said
 _VOI_FUNCTIONS = {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
 # highdicom warns of a UID that is out of form, and quotes it: it gets this one, and the true one takes its place.
 _STAND_IN = "2.25.1"
@@ -198,7 +199,7 @@ def _add_window(made: Dataset, image: Dataset) -> None:
     tables = _items(image, "VOILUTSequence")
     item = Dataset()
     if tables:
-        item.VOILUTSequence = [_table(tables[0], image)]
+        item.VOILUTSequence = [_in_sixteen_bits(_table(tables[0], image))]
     elif element_values(image, "WindowCenter") or element_values(image, "WindowWidth"):
         centre, width = numbers(image, "WindowCenter"), numbers(image, "WindowWidth")
         function = element_text(image, "VOILUTFunction") or "LINEAR"
@@ -209,6 +210,9 @@ def _add_window(made: Dataset, image: Dataset) -> None:
         set_text(item, "WindowWidth", element_values(image, "WindowWidth")[0])
         if function != "LINEAR":
             item.VOILUTFunction = function
+    elif "ModalityLUTSequence" in image or element_count(image, "BitsStored") != _FILLED_BITS:
+        # Viewers find a window of their own for such an image; a presentation state without one means the whole range.
+        raise _NotRestatableError
     else:
         return
     made.SoftcopyVOILUTSequence = [item]
@@ -245,6 +249,16 @@ def _table(source: Dataset, image: Dataset) -> Dataset:
     made.add_new("LUTDescriptor", "SS" if signed else "US", [entries, first, bits])
     made.add_new("LUTData", "OW", values.astype("<u2").tobytes())
     return made
+
+
+def _in_sixteen_bits(table: Dataset) -> Dataset:
+    """The table with its output, which is a share of the whole range, in 16 bits: older readers know 8 and 16 only."""
+    entries, first, bits = table.LUTDescriptor
+    if bits not in {8, 16}:
+        values = np.frombuffer(table.LUTData, "<u2").astype(np.float64) * (0xFFFF / ((1 << bits) - 1))
+        table.LUTData = values.round().astype("<u2").tobytes()
+        table.LUTDescriptor = [entries, first, 16]
+    return table
 
 
 def _add_shutter(made: Dataset, image: Dataset) -> None:

@@ -80,8 +80,8 @@ def test_the_first_window_and_the_rescaling_are_said_again() -> None:
     assert (made.RescaleSlope, made.RescaleIntercept, made.RescaleType) == (2, -1024, "US")
 
 
-def test_an_image_without_a_window_gets_none() -> None:
-    assert "SoftcopyVOILUTSequence" not in restated(source(WindowCenter=None, WindowWidth=None))
+def test_an_image_of_eight_bits_needs_no_window() -> None:
+    assert "SoftcopyVOILUTSequence" not in restated(source(WindowCenter=None, WindowWidth=None, BitsStored=8))
 
 
 def table(first: int, values: list[int], bits: int = 12, *, as_bytes: bool) -> Dataset:
@@ -104,9 +104,12 @@ def test_tables_are_said_again(as_bytes: bool, first: int) -> None:
     made = restated(image)
     (window,) = made.SoftcopyVOILUTSequence
     assert "WindowCenter" not in window
-    for item in (window.VOILUTSequence[0], made.ModalityLUTSequence[0]):
-        assert np.frombuffer(item.LUTData, "<u2").tolist() == values
-    assert list(window.VOILUTSequence[0].LUTDescriptor) == [4, first, 12]
+    shown, measured = window.VOILUTSequence[0], made.ModalityLUTSequence[0]
+    assert np.frombuffer(measured.LUTData, "<u2").tolist() == values
+    assert list(measured.LUTDescriptor) == [4, 0, 12]
+    # What is shown is a share of white: the same in 16 bits, which every reader knows.
+    assert np.frombuffer(shown.LUTData, "<u2") / 65535 == pytest.approx(np.array(values) / 4095, abs=1e-5)
+    assert list(shown.LUTDescriptor) == [4, first, 16]
     assert made.ModalityLUTSequence[0].ModalityLUTType == "OD"
 
 
@@ -118,6 +121,8 @@ def test_tables_are_said_again(as_bytes: bool, first: int) -> None:
         {"PhotometricInterpretation": None},
         {"SamplesPerPixel": 3},
         {"WindowWidth": None},
+        {"WindowWidth": None, "WindowCenter": None},
+        {"WindowWidth": None, "WindowCenter": None, "BitsStored": 12},
         {"WindowWidth": "0"},
         {"VOILUTFunction": "LOGARITHMIC"},
         {"RescaleSlope": "0", "RescaleIntercept": "0"},

@@ -241,7 +241,7 @@ def _explain(pen: ImageDraw.ImageDraw, canvas: Image.Image, finding: Finding, he
     """What the heat is about, its scale, and what it is not."""
     left, top, right, bottom = box
     ground, ink = DECISIONS[finding.decision]
-    pen.rectangle((left, top, right, top + 108), fill=ground)
+    pen.rectangle((left, top, right, top + 114), fill=ground)
     width = right - left - 44
     lines = wrapped(wording.label(finding), 26, width)
     if len(lines) > 1:
@@ -252,7 +252,7 @@ def _explain(pen: ImageDraw.ImageDraw, canvas: Image.Image, finding: Finding, he
         y += 31
     word = f"{wording.PRESENCE[finding.decision]} – {wording.ACTIONS[finding.decision]}"
     write(pen, (left + 22, y + 2), word, size_that_fits(word, 26, width), ink)
-    top += 128
+    top += 132
     write(pen, (left, top), "Where the answer comes from", 26, INK, bold=True)
     top = _draw_legend(pen, canvas, (left, top + 44, right, top + 100))
     for text in wording.heat_lines(heat):

@@ -359,6 +359,7 @@ def _drawable(text: str) -> str:
 
 
 def size_that_fits(text: str, size: int, width: float) -> int:
+    """The largest font size up to ``size`` in which a line is no wider than a width; 12 at least."""
     while size > 12 and text_width(text, size, bold=True) > width:
         size -= 2
     return size

@@ -210,7 +210,7 @@ def _publish(
                     result,
                     evidence,
                     picture,
-                    heat=heat,
+                    heat=heat if settings.report.heat_map else None,
                     node=_node(settings, site),
                     report=settings.report,
                     predecessor=_predecessor(unit, settings),

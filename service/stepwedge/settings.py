@@ -147,6 +147,9 @@ class Report(_Group):
     """What is written into the study."""
 
     picture: bool = Field(True, description="Also write a Secondary Capture that reads at a glance.")
+    heat_map: bool = Field(
+        True, description="Also write the heat map: a picture, and contours as a presentation state."
+    )
     deferred: bool = Field(True, description="Write a report for deferred studies, saying that there is no AI result.")
     rejected: bool = Field(True, description="Write a report for rejected studies, saying why.")
     institution: str = Field("", max_length=64, description="Institution name in our objects.")

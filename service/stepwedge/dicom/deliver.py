@@ -36,6 +36,10 @@ _MEANINGS = {  # PS3.4 table B.2-1, PS3.7 annex C
 }
 
 
+# Objects that only add to a result: a node that does not take their class gets the others.
+_OPTIONAL = frozenset({"1.2.840.10008.5.1.4.1.1.11.1"})  # Grayscale Softcopy Presentation State
+
+
 class DicomSink:
     """A destination that takes results by C-STORE."""
 
@@ -51,7 +55,8 @@ class DicomSink:
 def send(destination: Destination, calling_ae: str, files: Sequence[Path]) -> None:
     """Send DICOM files over one association, byte by byte as they are; all are stored when this returns.
 
-    A status of warning (0xBxxx) counts as stored. Sending the same files again does no harm: their UIDs are the same.
+    A presentation state is left out where the node does not take its class. A status of warning (0xBxxx) counts as
+    stored. Sending the same files again does no harm: their UIDs are the same.
 
     Raises
     ------
@@ -63,8 +68,12 @@ def send(destination: Destination, calling_ae: str, files: Sequence[Path]) -> No
         return
     kinds = [_kind_of(file, destination) for file in files]
     with _association(destination, calling_ae, list(dict.fromkeys(kinds))) as association:
-        for index, file in enumerate(files, start=1):
-            _store(association, destination, file, f"object {index} of {len(files)}")
+        taken = _taken(association)
+        for index, (file, kind) in enumerate(zip(files, kinds, strict=True), start=1):
+            if kind in taken:
+                _store(association, destination, file, f"object {index} of {len(files)}")
+            else:
+                log.warning("not_taken", destination=destination.name, sop_class=kind[0])
 
 
 def _kind_of(file: Path, destination: Destination) -> tuple[str, str]:
@@ -134,8 +143,7 @@ def _check_accepted(
             f"{_name(destination)} refused the association (result {answer.result}, source {answer.result_source}, "
             f"reason {answer.diagnostic}); let it accept the calling AE title {calling_ae}"
         )
-    accepted = {(context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts}
-    refused = sorted({sop_class for sop_class, syntax in kinds if (sop_class, syntax) not in accepted})
+    refused = sorted({kind[0] for kind in set(kinds) - _taken(association) if kind[0] not in _OPTIONAL})
     if refused and (association.is_established or association.rejected_contexts):
         raise DeliveryError(
             f"{_name(destination)} does not take objects of SOP class {', '.join(refused)} in the transfer syntax that "
@@ -145,6 +153,13 @@ def _check_accepted(
         raise DeliveryError(
             f"{_name(destination)} broke off, or did not answer in time, while the association was made"
         )
+
+
+def _taken(association: Any) -> set[tuple[str, str]]:
+    """SOP classes and transfer syntaxes that the node has accepted."""
+    return {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
+    }
 
 
 def _store(association: Any, destination: Destination, file: Path, which: str) -> None:

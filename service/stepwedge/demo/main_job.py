@@ -39,7 +39,7 @@ def run(folder: Path) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_IN_A_FILE)
-    package = _newest_package()
+    package = newest_package(_MODELS)
     _empty(folder)
     console.print("[bold]Stepwedge: a PACS pushes studies and finds the reports in them[/bold]")
     studies = make_studies(folder / "studies", _SIMULATED)
@@ -75,11 +75,11 @@ def run(folder: Path) -> int:
     return 1 if broken else 0
 
 
-def _newest_package() -> Path:
-    """The default model's highest version."""
-    versions = [file.parent for file in _MODELS.glob("*.*.*/model.yaml") if file.parent.name.replace(".", "").isdigit()]
+def newest_package(models: Path) -> Path:
+    """The highest version among the packages in a folder. Raises StepwedgeError if there is none."""
+    versions = [file.parent for file in models.glob("*.*.*/model.yaml") if file.parent.name.replace(".", "").isdigit()]
     if not versions:
-        raise StepwedgeError(f"{_MODELS}: the demo needs the default model; run it from a clone of the repository")
+        raise StepwedgeError(f"{models}: the demo needs the default model; run it from a clone of the repository")
     return max(versions, key=lambda folder: tuple(int(part) for part in folder.name.split(".")))
 
 

@@ -25,6 +25,7 @@ COLUMNS = (
 
 # A node that is out of resources (0xA700) is asked again, and so is one that breaks off. The waits double.
 _ATTEMPTS = 5
+_ATTEMPTS_AT_FIRST = 3  # nothing says yet that the node is there at all
 _FIRST_WAIT_SECONDS = 1.0
 _REFUSED_IN_A_ROW = 5  # studies after which sending is given up: the node is gone, or takes none of them
 
@@ -71,7 +72,7 @@ def to_node(sink: ResultSink, *, wait: Callable[[float], None] = time.sleep) -> 
             nonlocal stored, in_a_row
             _write(dataset, file)
             try:
-                _send(sink, file, wait)
+                _send(sink, file, _ATTEMPTS if stored else _ATTEMPTS_AT_FIRST, wait)
             except DeliveryError as error:
                 in_a_row += 1
                 if not stored or in_a_row >= _REFUSED_IN_A_ROW:
@@ -156,12 +157,12 @@ def _row(examination: Examination) -> dict[str, object]:
     }
 
 
-def _send(sink: ResultSink, file: Path, wait: Callable[[float], None]) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
+def _send(sink: ResultSink, file: Path, attempts: int, wait: Callable[[float], None]) -> None:
+    for attempt in range(1, attempts + 1):
         try:
             sink.send([file])
         except DeliveryError:
-            if attempt == _ATTEMPTS:
+            if attempt == attempts:
                 raise
             wait(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
         else:

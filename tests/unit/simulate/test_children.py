@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from stepwedge.demo.main_job import newest_package
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.errors import StepwedgeError
@@ -25,7 +26,7 @@ from stepwedge.policy import load_policy
 from stepwedge.records import Decision, Image, Verdict
 from stepwedge.simulate import Simulator, load_simulator, simulate, to_dicom, wrap_image
 
-MODEL = Path(__file__).parents[2] / "models" / "chest-pneumonia"
+MODEL = Path(__file__).parents[3] / "models" / "chest-pneumonia"
 LABELS = ("normal", "bacterial", "viral")
 
 
@@ -36,7 +37,7 @@ def simulator() -> Simulator:
 
 @pytest.fixture(scope="module")
 def equipment() -> Equipment:
-    package = load_package(MODEL / "1.1.0")
+    package = load_package(newest_package(MODEL))
     policy = load_policy(MODEL / "policy.yaml", package.manifest)
     return Equipment(package=package, engine=OnnxEngine(package, "cpu", 1), policy=policy)
 

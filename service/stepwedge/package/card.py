@@ -25,6 +25,9 @@ CARD = "CARD.md"
 _NOTHING = "–"
 
 
+_METHODS = ("none", "temperature", "sigmoid", "isotonic")  # from the simplest
+
+
 def card(manifest: Manifest, calibration: Calibration, evaluation: Evaluation) -> str:
     """The text of ``CARD.md`` (Markdown). What was not measured is said to be so."""
     sections = (
@@ -171,13 +174,13 @@ def _calibration(manifest: Manifest, calibration: Calibration, evaluation: Evalu
             f"{seen.log_loss:.4f}",
             f"{seen.calibration_error:.3f} ({seen.low:.3f}–{seen.high:.3f})",
         )
-        for name, fitted in calibration.findings.items()
-        for index, (method, seen) in enumerate(fitted.evidence.items())
+        for name, fitted in ((spec.name, calibration.findings[spec.name]) for spec in manifest.findings)
+        for index, (method, seen) in enumerate((m, fitted.evidence[m]) for m in _METHODS if m in fitted.evidence)
     ]
     if tried:
         text += (
             "\n\nThe method was chosen on the calibrate fold by cross-validation over patients: the simplest whose log "
-            "loss is no more than one standard error above the best one's.\n\n"
+            "loss is no more than one standard error above the best one's, on positive and negative images alike.\n\n"
             + _table(("finding", "method", "log loss", "calibration error"), tried)
         )
     return text
@@ -261,7 +264,8 @@ def _costs(costs: CostFigures, given: str | None) -> str:
         f"### {costs.finding}\n\n"
         f"{costs.images} images of {costs.patients} patients of the {costs.fold} fold{among}, weighted to a prevalence "
         f"of {costs.prevalence:.1%}. A miss costs {costs.miss:g}, a false alarm {costs.false_alarm:g}, a deferral "
-        f"{costs.deferral:g}.\n\n{_in_counts(costs)}\n\n" + _table(head, rows)
+        f"{costs.deferral:g}. At this prevalence the AUPRC is {_shown(costs.auprc)} and the calibration error "
+        f"{_shown(costs.calibration_error)}.\n\n{_in_counts(costs)}\n\n" + _table(head, rows)
     )
 
 

@@ -5,7 +5,7 @@ Nothing may have been fitted or chosen on that fold. The records are in ``figure
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -213,11 +213,13 @@ class Way:
         return np.asarray(errors + costs.deferral * self.deferred)
 
 
-def ways(probability: Floats, corrected: Floats, costs: Costs) -> list[Way]:
+def ways(score: Floats, probability: Floats, corrected: Floats, costs: Costs) -> list[Way]:
     """The package's way to decide, and those that it is compared with.
 
     Parameters
     ----------
+    score
+        (images,), log-odds of the model's own output.
     probability, corrected
         (images,), calibrated: at the prevalence of the fold that the calibration was fitted on, and at the site's.
     """
@@ -226,6 +228,7 @@ def ways(probability: Floats, corrected: Floats, costs: Costs) -> list[Way]:
     return [
         _way("this package: least expected cost, with deferral", corrected, thresholds(costs)),
         _way("the same without deferral", corrected, _at(indifferent)),
+        Way(name="0.5 on the model's own output, not calibrated", acted=score >= 0, cleared=score < 0),
         _way("0.5 on the uncorrected probability", probability, _at(0.5)),
         _way("0.5 on the prevalence-corrected probability", corrected, _at(0.5)),
         _way("cost-weighted threshold at the data's prevalence", probability, _at(indifferent)),
@@ -258,18 +261,24 @@ def cost_figures(
     """
     probability = calibrated(sample.score, fitted)
     corrected = at_prevalence(probability, fitted.prevalence, site.prevalence)
-    compared = ways(probability, corrected, site.costs)
-    resampled = bootstrap(sample.patients, samples=samples)
+    compared = ways(sample.score, probability, corrected, site.costs)
+    resampled, truth = bootstrap(sample.patients, samples=samples), sample.truth
+
+    def at_site(figure: Callable[[Labels, Floats, Floats], Floats]) -> Estimate | None:
+        return estimate(resampled, lambda w: figure(truth, corrected, statistics.carried(truth, site.prevalence, w)))
+
     return CostFigures(
         finding=name,
         fold=fold,
-        images=len(sample.truth),
+        images=len(truth),
         patients=resampled.patients,
         prevalence=site.prevalence,
         miss=site.miss,
         false_alarm=site.false_alarm,
         deferral=site.deferral,
-        strategies=[_strategy(way, compared[0], sample.truth, site, resampled) for way in compared],
+        auprc=at_site(statistics.auprc),
+        calibration_error=at_site(statistics.calibration_error),
+        strategies=[_strategy(way, compared[0], truth, site, resampled) for way in compared],
     )
 
 

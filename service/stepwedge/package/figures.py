@@ -85,6 +85,8 @@ class CostFigures(_Strict):
     miss: float
     false_alarm: float
     deferral: float
+    auprc: Estimate | None = None  # at this prevalence
+    calibration_error: Estimate | None = None  # of the prevalence-corrected probabilities, at this prevalence
     strategies: list[Strategy]
 
 

@@ -100,6 +100,14 @@ def mean(values: Floats, weights: Floats) -> Floats:
         return np.asarray((weights @ values) / weights.sum(axis=1))
 
 
+def carried(truth: Labels, prevalence: float, weights: Floats) -> Floats:
+    """The weights, summing to one in each resample, were ``prevalence`` of the images positive."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        positive = prevalence * truth / (weights @ truth.astype(np.float64))[:, None]
+        negative = (1 - prevalence) * ~truth / (weights @ (~truth).astype(np.float64))[:, None]
+        return np.asarray(weights * (positive + negative))
+
+
 def mean_at(truth: Labels, values: Floats, prevalence: float, weights: Floats) -> Floats:
     """Weighted mean were ``prevalence`` of the images positive."""
     return prevalence * mean(values, weights * truth) + (1 - prevalence) * mean(values, weights * ~truth)

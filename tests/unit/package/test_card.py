@@ -24,10 +24,11 @@ def test_the_shipped_card_is_what_its_figures_give(evaluation: Evaluation) -> No
 def test_every_figure_names_its_fold_and_its_interval(evaluation: Evaluation) -> None:
     for figures in evaluation.findings.values():
         assert figures.fold in evaluation.folds
+        assert figures.auroc is not None
         assert figures.auroc.low <= figures.auroc.value <= figures.auroc.high
-    for check in evaluation.confounders:
+    for check in evaluation.notes.confounders:
         assert check.fold in evaluation.folds
-        assert check.auroc.low <= check.auroc.value <= check.auroc.high
+        assert check.value.low <= check.value.value <= check.value.high
 
 
 def test_a_demonstration_model_says_so_at_the_top() -> None:

@@ -1,7 +1,7 @@
 """Attacks on a model's answer, to measure the tamper check with. Planes are float32 (n, rows, columns) on 0…1.
 
-Every attack tries to carry the log-odds of one finding across a limit, in whichever direction the image is not yet.
-It has succeeded where they end on the other side (``succeeded``). Sources: FGSM, Goodfellow et al. 2015; PGD, Madry
+Every attack tries to carry the log-odds of one finding to the other side, whichever that is for an image, and has
+succeeded where they end there (``Target``). Sources: FGSM, Goodfellow et al. 2015; PGD, Madry
 et al. 2018; DeepFool, Moosavi-Dezfooli et al. 2016; CW, Carlini and Wagner 2017; the patch, after Brown et al. 2017,
 for one image and one place; the blind attack, after Square, Andriushchenko et al. 2020; the adaptive attacker, Tramèr
 et al. 2020.
@@ -10,7 +10,7 @@ et al. 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ import onnxruntime as ort
 from gradients import open_gradient
 from numpy.typing import NDArray
 from stepwedge.decision.calibrate import finding_scores
-from stepwedge.inference.preprocess import normalised
-from stepwedge.manifest import FindingSpec, Manifest
-from stepwedge.records import FloatArray
+from stepwedge.gate.tamper import TamperCheck, variants
+from stepwedge.inference.preprocess import normalised, resized, to_plane
+from stepwedge.manifest import FindingSpec, Input, Manifest
+from stepwedge.records import FloatArray, Image
 
 Scores = NDArray[np.float64]
 Outputs = NDArray[np.float32]
@@ -31,19 +32,31 @@ _LEAST = 1e-12  # a length below which a gradient is none
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One finding of a model, as an attacker sees it."""
+    """One finding of a model, as an attacker sees it.
+
+    An image whose log-odds lie from ``high`` upwards must be brought below ``low``, one that lies below ``low`` up to
+    ``high``; what lies between is not attacked. Both are 0 where the model's own answer is to change.
+    """
 
     score: Callable[[FloatArray], Scores]  # planes to log-odds (n,)
     gradient: Callable[[FloatArray], tuple[Scores, FloatArray]]  # planes to log-odds and their slope (n, rows, columns)
-    limit: float = 0.0  # log-odds at which the decision changes
+    low: float = 0.0  # log-odds
+    high: float = 0.0
 
-    def wanted(self, planes: FloatArray) -> Scores:
-        """The way that an attack must push, (n,): −1 where the score lies above the limit, else +1."""
-        return np.where(self.score(planes) > self.limit, -1.0, 1.0)
+    def aim(self, planes: FloatArray) -> tuple[Scores, Scores]:
+        """Which way to push, (n,), −1 or +1 or 0 for not at all, and the log-odds to reach, (n,)."""
+        scores = self.score(planes)
+        way = np.where(scores >= self.high, -1.0, np.where(scores < self.low, 1.0, 0.0))
+        return way, np.where(way > 0, self.high, self.low)
 
     def succeeded(self, planes: FloatArray, attacked: FloatArray) -> NDArray[np.bool_]:
-        """Whether the scores of an image before and after lie on different sides of the limit, (n,)."""
-        return np.asarray((self.score(planes) > self.limit) != (self.score(attacked) > self.limit))
+        """Whether the attack has brought each image to the other side, (n,)."""
+        way, goal = self.aim(planes)
+        return _reached(self.score(attacked), way, goal)
+
+
+def _reached(scores: Scores, way: Scores, goal: Scores) -> NDArray[np.bool_]:
+    return np.asarray(((way < 0) & (scores < goal)) | ((way > 0) & (scores >= goal)))
 
 
 def runner(model: Path, manifest: Manifest) -> Callable[[FloatArray], Outputs]:
@@ -61,7 +74,9 @@ def runner(model: Path, manifest: Manifest) -> Callable[[FloatArray], Outputs]:
     return run
 
 
-def target_of(model: Path, manifest: Manifest, finding: FindingSpec, limit: float = 0.0) -> Target:
+def target_of(
+    model: Path, manifest: Manifest, finding: FindingSpec, limits: tuple[float, float] = (0.0, 0.0)
+) -> Target:
     """A finding of a model file whose operators ``gradients`` knows."""
     plain, backward = runner(model, manifest), open_gradient(model, manifest, finding)
     sd = np.broadcast_to(np.asarray(manifest.input.sd, np.float32), (manifest.input.channels,))
@@ -74,13 +89,14 @@ def target_of(model: Path, manifest: Manifest, finding: FindingSpec, limit: floa
     def _log_odds(outputs: Outputs) -> Scores:
         return finding_scores(outputs, manifest.output, finding)
 
-    return Target(score=lambda planes: _log_odds(plain(planes)), gradient=gradient, limit=limit)
+    return Target(score=lambda planes: _log_odds(plain(planes)), gradient=gradient, low=limits[0], high=limits[1])
 
 
 def fgsm(target: Target, planes: FloatArray, eps: float) -> FloatArray:
     """One step of ``eps`` along the gradient's sign."""
+    way, _ = target.aim(planes)
     _, slope = target.gradient(planes)
-    return _clipped(planes + eps * _wide(target.wanted(planes)) * np.sign(slope))
+    return _clipped(planes + eps * _wide(way) * np.sign(slope))
 
 
 def pgd(
@@ -88,19 +104,19 @@ def pgd(
 ) -> FloatArray:
     """Steps along the gradient's sign from a random start, within ``eps`` of the image.
 
-    With ``stop`` an image is left alone once it has crossed the limit: the least change that this way finds, which is
+    With ``stop`` an image is left alone once it has reached its goal: the least change that this way finds, which is
     harder to notice than the strongest.
     """
     rng = np.random.default_rng(seed)
-    wanted = target.wanted(planes)
+    way, goal = target.aim(planes)
     start = planes if stop else planes + rng.uniform(-eps, eps, planes.shape).astype(np.float32)
     attacked = _clipped(start)
     step = (1.0 if stop else 2.5) * eps / steps
     for _ in range(steps):
         scores, slope = target.gradient(attacked)
-        moved = attacked + step * _wide(wanted) * np.sign(slope)
+        moved = attacked + step * _wide(way) * np.sign(slope)
         moved = _clipped(np.clip(moved, planes - eps, planes + eps))
-        going = (scores - target.limit) * wanted <= 0 if stop else np.ones(len(planes), bool)
+        going = ~_reached(scores, way, goal) if stop else np.ones(len(planes), bool)
         attacked = np.where(_wide(going) > 0, moved, attacked)
     return attacked
 
@@ -108,22 +124,22 @@ def pgd(
 def deepfool(
     target: Target, planes: FloatArray, eps: float, *, steps: int = 10, overshoot: float = 0.02, euclidean: bool = False
 ) -> FloatArray:
-    """To the nearest point beyond the limit as the tangent sees it, again and again, within ``eps`` of the image.
+    """To the nearest point beyond the goal as the tangent sees it, again and again, within ``eps`` of the image.
 
     Nearest in the largest change of a pixel, or, if ``euclidean``, in the root of the sum of squares.
     """
-    wanted = target.wanted(planes)
+    way, goal = target.aim(planes)
     attacked = planes
     for _ in range(steps):
         scores, slope = target.gradient(attacked)
-        left = (target.limit - scores) * wanted  # still to go
+        left = (goal - scores) * way  # still to go
         if euclidean:
-            way = slope / np.maximum(np.square(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
+            tangent = slope / np.maximum(np.square(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
         else:
-            way = np.sign(slope) / np.maximum(np.abs(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
-        # A little beyond: on the limit itself rounding decides.
+            tangent = np.sign(slope) / np.maximum(np.abs(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
+        # A little beyond: on the goal itself rounding decides.
         ahead = np.where(left >= 0, left + 1e-3, 0.0)
-        moved = attacked + (1 + overshoot) * _wide(ahead * wanted) * way
+        moved = attacked + (1 + overshoot) * _wide(ahead * way) * tangent
         attacked = _clipped(np.clip(moved, planes - eps, planes + eps))
     return attacked
 
@@ -131,11 +147,11 @@ def deepfool(
 def carlini_wagner(
     target: Target, planes: FloatArray, *, steps: int = 40, weight: float = 2.0, rate: float = 0.02, margin: float = 0.1
 ) -> FloatArray:
-    """The least sum of squares that carries the score ``margin`` beyond the limit, by Adam in the arctangent's space.
+    """The least sum of squares that carries the score ``margin`` beyond the goal, by Adam over hyperbolic tangents.
 
     One ``weight`` of the score against the squares; the smallest change that crossed is kept, else the last.
     """
-    wanted = target.wanted(planes)
+    way, goal = target.aim(planes)
     inside = np.clip(planes, 1e-4, 1 - 1e-4)
     hidden = np.arctanh(2 * inside - 1).astype(np.float64)
     first, second = np.zeros_like(hidden), np.zeros_like(hidden)
@@ -144,12 +160,12 @@ def carlini_wagner(
     for step in range(1, steps + 1):
         attacked = np.asarray((np.tanh(hidden) + 1) / 2, np.float32)
         scores, slope = target.gradient(attacked)
-        reached = (scores - target.limit) * wanted
+        beyond = (scores - goal) * way
         change = attacked - planes
         squares = np.square(change).sum(axis=(1, 2), dtype=np.float64)
-        better = (reached > 0) & (squares < least)
+        better = _reached(scores, way, goal) & (squares < least)
         best[better], least[better] = attacked[better], squares[better]
-        push = _wide(np.where(reached < margin, -weight * wanted, 0.0)) * slope
+        push = _wide(np.where(beyond < margin, -weight * way, 0.0)) * slope
         down = (2 * change + push) * (1 - np.tanh(hidden) ** 2) / 2
         first, second = 0.9 * first + 0.1 * down, 0.999 * second + 0.001 * down**2
         hidden -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
@@ -162,7 +178,7 @@ def patch(
     """A square of ``side`` of the image's, where the gradient is largest, painted by the gradient's sign; any grey."""
     _, rows, columns = planes.shape
     height, width = max(1, round(side * rows)), max(1, round(side * columns))
-    wanted = target.wanted(planes)
+    way, _ = target.aim(planes)
     _, slope = target.gradient(planes)
     mask = np.zeros(planes.shape, np.float32)
     for index, strength in enumerate(np.abs(slope)):
@@ -172,9 +188,97 @@ def patch(
         mask[index, top : top + height, left : left + width] = 1
     attacked = planes
     for _ in range(steps):
-        attacked = _clipped(attacked + rate * _wide(wanted) * np.sign(slope) * mask)
+        attacked = _clipped(attacked + rate * _wide(way) * np.sign(slope) * mask)
         _, slope = target.gradient(attacked)
     return attacked
+
+
+def adaptive(
+    target: Target,
+    planes: FloatArray,
+    eps: float,
+    check: TamperCheck,
+    *,
+    steps: int = 20,
+    weight: float = 3.0,
+    tolerance: float = 0.02,
+    seed: int = 0,
+) -> FloatArray:
+    """PGD by somebody who knows the tamper check, within ``eps`` of the image.
+
+    It pushes the image and its variants together, and holds back where their mean score leaves the image's by more than
+    ``tolerance`` in log-odds, with ``weight``. Rounding of detail is taken for the identity going backwards (Athalye et
+    al. 2018). Of all steps that reach the goal the one with the least change under the variants is kept.
+    """
+    rng = np.random.default_rng(seed)
+    way, goal = target.aim(planes)
+    attacked = _clipped(planes + rng.uniform(-eps, eps, planes.shape) / 2)
+    best, least = attacked, np.full(len(planes), np.inf)
+    for step in range(steps + 1):
+        scores, slope = target.gradient(attacked)
+        stacks = np.stack([variants(plane, check) for plane in attacked], axis=1)
+        found = [target.gradient(stack) for stack in stacks]
+        change = np.mean([each for each, _ in found], axis=0) - scores
+        better = _reached(scores, way, goal) & (np.abs(change) < least)
+        best = np.where(_wide(better) > 0, attacked, best)
+        least = np.where(better, np.abs(change), least)
+        moves = (*check.moves, 0)
+        back = np.stack([np.roll(part, -rows, axis=1) for (_, part), rows in zip(found, moves, strict=True)])
+        others = back.mean(axis=0)
+        hold = np.where(np.abs(change) > tolerance, weight * np.sign(change), 0.0)
+        push = _wide(way) * (slope + others) / 2 - _wide(hold) * (others - slope)
+        rate = eps / 4 * (1 - step / (steps + 1))  # smaller and smaller: the balance is fine
+        attacked = _clipped(np.clip(attacked + rate * np.sign(push), planes - eps, planes + eps))
+    return np.asarray(np.where(_wide(np.isfinite(least)) > 0, best, attacked), np.float32)
+
+
+def blind(target: Target, planes: FloatArray, eps: float, *, queries: int = 150, seed: int = 0) -> FloatArray:
+    """Squares of ±``eps`` at random places, kept where they help: for who can ask the model but has no gradient."""
+    rng = np.random.default_rng(seed)
+    way, goal = target.aim(planes)
+    count, rows, columns = planes.shape
+    stripes = rng.choice([-eps, eps], (count, 1, columns))
+    best = _clipped(planes + stripes)
+    reached = target.score(best)
+    for query in range(queries):
+        share = 0.3 * (1 - query / queries) + 0.02  # of the side
+        height, width = max(1, int(share * rows)), max(1, int(share * columns))
+        tried = best.copy()
+        for index in range(count):
+            top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
+            place = (index, slice(top, top + height), slice(left, left + width))
+            tried[place] = np.clip(planes[place] + rng.choice([-eps, eps]), 0, 1)
+        scores = target.score(tried)
+        better = ((scores - reached) * way > 0) & ~_reached(reached, way, goal)
+        best = np.where(_wide(better) > 0, tried, best)
+        reached = np.where(better, scores, reached)
+    return np.asarray(best, np.float32)
+
+
+def pgd_before_resizing(target: Target, image: Image, spec: Input, eps: float, *, steps: int = 10) -> FloatArray:
+    """PGD on the stored pixels of one image, through the resize to the input's size.
+
+    ``eps`` is a share of the range that the stored bits can represent. Gives the pixels, (rows, columns), on the
+    image's own scale, rounded to whole stored values. Only for ``fit`` stretch.
+    """
+    rows, columns = image.pixels.shape
+    down, across = _weights(rows, spec.rows, spec), _weights(columns, spec.columns, spec)
+    low, high = image.value_range
+    reach = eps * (high - low)
+    way, _ = target.aim(to_plane(image, spec)[None])
+    pixels = image.pixels
+    for _ in range(steps):
+        plane = to_plane(replace(image, pixels=pixels), spec)
+        _, slope = target.gradient(plane[None])
+        moved = pixels + 2.5 * reach / steps * way[0] * np.sign(down.T @ slope[0] @ across)
+        pixels = np.clip(np.clip(moved, image.pixels - reach, image.pixels + reach), low, high).astype(np.float32)
+    return np.round(pixels)
+
+
+def _weights(size: int, wanted: int, spec: Input) -> FloatArray:
+    """The matrix (wanted, size) that resizing multiplies a column of an image by."""
+    along = spec.model_copy(update={"rows": wanted, "columns": size})
+    return resized(np.eye(size, dtype=np.float32), along)
 
 
 def _batches(planes: FloatArray) -> list[FloatArray]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from typing import Any
+
 import sqlalchemy as sa
 
+_BUSY_SECONDS = 15
 VERSION = 1
 
 METADATA = sa.MetaData()
@@ -89,3 +94,22 @@ QUARANTINE = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("path", sa.Text),
 )
+
+
+def prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Set up a new connection to an SQLite file that several processes use."""
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+    # The first change to a write-ahead log does not wait for others who make it at the same time, whatever the timeout.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    # A lost last transaction is found again in the files, so a sync at each commit is not needed.
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()

@@ -27,6 +27,7 @@ from stepwedge.schema import (
     STUDIES,
     UNITS,
     VERSION,
+    prepare_sqlite,
 )
 
 
@@ -131,7 +132,7 @@ class Store:
         """Open or create the database. Raises StepwedgeError for a schema of another version."""
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "connect", prepare_sqlite)
         with self._engine.connect() as db:
             if self._engine.dialect.name == "sqlite":
                 # Roles that start together on a new machine make the tables one after the other.
@@ -439,12 +440,3 @@ class Store:
 
 def _unit_row(unit: Unit) -> dict[str, Any]:
     return asdict(unit) | {"state": str(unit.state), "reasons": list(unit.reasons)}
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=15000")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # A lost last transaction is found again in the files, so a sync at each commit is not needed.
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()

@@ -15,7 +15,7 @@ from stepwedge.simulate.department import WELL
 Pair = tuple[Study, Outcome]
 
 FINDING = "pneumonia"  # what the truth of the department is about
-_STATE_WIDTH = 13  # characters: any state, and most reasons
+_STATE_WIDTH = 18  # characters: any state, and most reasons
 _COLOURS = {"reported": "green", "deferred": "yellow"}
 # What a child can come to, in the order shown.
 _ENDS = ("act", "clear", "deferred", "rejected", "other")
@@ -44,7 +44,7 @@ def children_table(pairs: Sequence[Pair], quiet_seconds: float) -> Table:
     table.add_column("state, reasons", min_width=_STATE_WIDTH)
     table.add_column("probability, decision", no_wrap=True)
     table.add_column("s", justify="right", no_wrap=True)
-    table.add_column("came back", no_wrap=True)
+    table.add_column("objects", justify="right", no_wrap=True)
     for study, outcome in pairs:
         child = study.child
         assert child is not None
@@ -56,9 +56,12 @@ def children_table(pairs: Sequence[Pair], quiet_seconds: float) -> Table:
             "\n".join(part for part in (_state(outcome), outcome.reasons) if part),
             "\n".join(_finding(finding) for finding in outcome.findings if finding.decision is not Decision.NONE),
             _seconds(outcome),
-            _objects(outcome),
+            str(len(outcome.objects) or ""),
         )
-    table.caption = f"s: seconds from the last instance to the last object, {quiet_seconds:.0f} of them quiet period"
+    table.caption = (
+        f"s: seconds from the last instance to the last object, {quiet_seconds:.0f} of them quiet period\n"
+        "objects that came back: report and picture; where a finding is acted upon, a heat map and its outline too"
+    )
     table.caption_justify = "left"
     return table
 

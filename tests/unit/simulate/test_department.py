@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from peers import dicom_errors
+from sklearn.metrics import roc_auc_score
+from stepwedge.demo.main_job import newest_package
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.header import read_header
 from stepwedge.errors import StepwedgeError
+from stepwedge.inference.engine import OnnxEngine
+from stepwedge.manifest import load_package
+from stepwedge.pipeline import Case, analyse_image, equip
+from stepwedge.policy import load_policy
+from stepwedge.records import Verdict
 from stepwedge.simulate import Simulator, load_simulator
 from stepwedge.simulate.department import WELL, Department, Examination, examinations, radiograph
 from stepwedge.simulate.events import EFFECTS, parse_event
@@ -266,3 +274,23 @@ def pixels(child: Examination, department: Department, simulator: Simulator) -> 
 def _without(dataset: object, keyword: str) -> object:
     delattr(dataset, keyword)
     return dataset
+
+
+@pytest.mark.slow
+def test_the_shipped_model_accepts_and_tells_apart_an_ordinary_days_children(simulator: Simulator) -> None:
+    """Against the labels, some of which no image shows; ``make bench-department`` measures it on more."""
+    package = load_package(newest_package(MODEL))
+    policy = load_policy(MODEL / "policy.yaml", package.manifest)
+    equipment = equip(package, OnnxEngine(package, "cpu", 1), policy, explain=False)
+    department = Department(studies=140, seed=8, prevalence=0.3)
+    truth, scores, accepted = [], [], 0
+    for child in examinations(department, simulator):
+        dataset = radiograph(child, department, simulator)
+        case = Case(instance="", header=read_header(dataset), decode=partial(decode, dataset))
+        result, _ = analyse_image(case, equipment)
+        if result.gate.verdict is Verdict.ACCEPT:
+            accepted += 1
+            truth.append(child.label != WELL)
+            scores.append(result.findings[0].score)
+    assert accepted >= 0.93 * department.studies  # 95 %, less what so few studies leave to chance
+    assert roc_auc_score(truth, scores) >= 0.95

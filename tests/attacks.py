@@ -55,6 +55,13 @@ class Target:
         return _reached(self.score(attacked), way, goal)
 
 
+def _narrowed(going: NDArray[np.bool_], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of the images ``going``, those that are ``kept``."""
+    narrowed = going.copy()
+    narrowed[going] = kept
+    return narrowed
+
+
 def _reached(scores: Scores, way: Scores, goal: Scores) -> NDArray[np.bool_]:
     return np.asarray(((way < 0) & (scores < goal)) | ((way > 0) & (scores >= goal)))
 
@@ -82,6 +89,8 @@ def target_of(
     sd = np.broadcast_to(np.asarray(manifest.input.sd, np.float32), (manifest.input.channels,))
 
     def gradient(planes: FloatArray) -> tuple[Scores, FloatArray]:
+        if not len(planes):
+            return np.zeros(0), planes
         found = [backward(normalised(some, manifest.input)) for some in _batches(planes)]
         outputs, slopes = (np.concatenate([part[i] for part in found]) for i in (0, 1))
         return _log_odds(outputs), np.asarray((slopes / sd[:, None, None]).sum(axis=1), np.float32)
@@ -109,15 +118,16 @@ def pgd(
     """
     rng = np.random.default_rng(seed)
     way, goal = target.aim(planes)
-    start = planes if stop else planes + rng.uniform(-eps, eps, planes.shape).astype(np.float32)
-    attacked = _clipped(start)
+    attacked = planes.copy() if stop else _clipped(planes + rng.uniform(-eps, eps, planes.shape))
     step = (1.0 if stop else 2.5) * eps / steps
+    going = way != 0
     for _ in range(steps):
-        scores, slope = target.gradient(attacked)
-        moved = attacked + step * _wide(way) * np.sign(slope)
-        moved = _clipped(np.clip(moved, planes - eps, planes + eps))
-        going = ~_reached(scores, way, goal) if stop else np.ones(len(planes), bool)
-        attacked = np.where(_wide(going) > 0, moved, attacked)
+        scores, slope = target.gradient(attacked[going])
+        if stop:
+            short = ~_reached(scores, way[going], goal[going])
+            going, slope = _narrowed(going, short), slope[short]
+        moved = attacked[going] + step * _wide(way[going]) * np.sign(slope)
+        attacked[going] = _clipped(np.clip(moved, planes[going] - eps, planes[going] + eps))
     return attacked
 
 
@@ -129,18 +139,19 @@ def deepfool(
     Nearest in the largest change of a pixel, or, if ``euclidean``, in the root of the sum of squares.
     """
     way, goal = target.aim(planes)
-    attacked = planes
+    attacked, going = planes.copy(), way != 0
     for _ in range(steps):
-        scores, slope = target.gradient(attacked)
-        left = (goal - scores) * way  # still to go
+        scores, slope = target.gradient(attacked[going])
+        short = ~_reached(scores, way[going], goal[going])
+        going, scores, slope = _narrowed(going, short), scores[short], slope[short]
         if euclidean:
             tangent = slope / np.maximum(np.square(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
         else:
             tangent = np.sign(slope) / np.maximum(np.abs(slope).sum(axis=(1, 2), keepdims=True), _LEAST)
         # A little beyond: on the goal itself rounding decides.
-        ahead = np.where(left >= 0, left + 1e-3, 0.0)
-        moved = attacked + (1 + overshoot) * _wide(ahead * way) * tangent
-        attacked = _clipped(np.clip(moved, planes - eps, planes + eps))
+        ahead = (goal[going] - scores) * way[going] + 1e-3
+        moved = attacked[going] + (1 + overshoot) * _wide(ahead * way[going]) * tangent
+        attacked[going] = _clipped(np.clip(moved, planes[going] - eps, planes[going] + eps))
     return attacked
 
 
@@ -172,9 +183,7 @@ def carlini_wagner(
     return np.where(_wide(np.isfinite(least)) > 0, best, attacked)
 
 
-def patch(
-    target: Target, planes: FloatArray, *, side: float = 0.125, steps: int = 20, rate: float = 0.1, seed: int = 0
-) -> FloatArray:
+def patch(target: Target, planes: FloatArray, *, side: float = 0.125, steps: int = 20, rate: float = 0.1) -> FloatArray:
     """A square of ``side`` of the image's, where the gradient is largest, painted by the gradient's sign; any grey."""
     _, rows, columns = planes.shape
     height, width = max(1, round(side * rows)), max(1, round(side * columns))

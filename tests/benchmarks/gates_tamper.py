@@ -56,7 +56,7 @@ from stepwedge.records import FloatArray, Image  # noqa: E402
 from stepwedge.simulate import to_dicom, wrap_image  # noqa: E402
 
 EPS = (1, 2, 4, 8)  # of 255 grey levels
-ATTACKED = 240  # images of the test fold
+ATTACKED = 96  # images of the test fold
 ADAPTIVE = 48  # each step looks at the image and at three variants
 THROUGH_DICOM = 60  # each is a million pixels
 BLIND, QUERIES = 24, 150

@@ -24,9 +24,9 @@ from stepwedge.records import FloatArray, TamperResult
 
 Floats = NDArray[np.float64]
 
-# Up and down by one pixel: the smallest move that a graph's strides and pooling see in another phase. Of the shifts,
-# rotations, blurs, medians and noises tried, one pixel told attacks best; both directions and JPEG's detail together
-# told more of them than any other three.
+# Up and down by one pixel: an odd move is what the strides and pooling of a graph see in another phase, and in moves to
+# both sides what an untouched image's answer does cancels out. Of the moves, rotations, enlargements, blurs, medians,
+# noises, coarser grey scales and compressions tried on two networks, these two with JPEG's told attacks best.
 MOVES = (1, -1)  # rows, downwards
 _MOST_MOVES = 2  # with the image and the one without fine detail, three forward passes beside the image's own
 
@@ -34,7 +34,7 @@ _MOST_MOVES = 2  # with the image and the one without fine detail, three forward
 _SMALLEST_PROBABILITY = 1e-7
 
 _BLOCK = 8  # pixels: the side of JPEG's blocks
-# JPEG's steps for luminance at quality 50 (ITU-T T.81 table K.1), as shares of the grey scale.
+# JPEG's steps for luminance at quality 75, as shares of the grey scale: half of those of ITU-T T.81 table K.1.
 _STEPS = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -47,7 +47,14 @@ _STEPS = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ],
     np.float32,
-) / np.float32(255)
+) / np.float32(2 * 255)
+
+# A change away from the other side counts this much of one towards it: an attack's answer goes back to where it came
+# from. It counts at all because where the sides meet is the site's to say, and the check knows only about where.
+_AWAY = 0.5
+# Attacks that do no more than they must leave the answer near the middle, where few untouched images have theirs. So a
+# change counts less the surer the answer is: half at 1 / 0.3 log-odds from the middle.
+_SURENESS = 0.3  # per log-odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +63,21 @@ class TamperCheck:
 
     findings: tuple[str, ...]
     moves: tuple[int, ...] = MOVES
-    scale: Floats  # (findings,), log-odds: a change that is rare in untouched images, the unit of the measure
+    middle: Floats  # (findings,), log-odds: about where the answer turns from no to yes
+    scale: Floats  # (findings,), log-odds: a weighted change that is rare in untouched images, the unit of the measure
     threshold: float  # of the measure: flagged above it
     false_rejection: float  # largest expected share of untouched images flagged, 0…1
     images: int  # that it was fitted on
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no fit gives."""
-        if not self.findings or self.scale.shape != (len(self.findings),):
-            raise ValueError(f"tamper check: {self.scale.shape} scales for {len(self.findings)} findings")
+        shape = (len(self.findings),)
+        if not self.findings or self.scale.shape != shape or self.middle.shape != shape:
+            raise ValueError(f"tamper check: not one scale and one middle for each of {len(self.findings)} findings")
         if not 0 < len(self.moves) <= _MOST_MOVES or 0 in self.moves:
             raise ValueError(f"tamper check: moves of {self.moves} rows, wanted one or two, none of them 0")
-        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
-            raise ValueError("tamper check: scales must be finite and above 0")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all() and np.isfinite(self.middle).all()):
+            raise ValueError("tamper check: scales and middles must be finite, and scales above 0")
         if not (np.isfinite(self.threshold) and self.threshold > 0):
             raise ValueError(f"tamper check: the threshold is {self.threshold}, wanted a number above 0")
         if not 0 < self.false_rejection < 1:
@@ -80,6 +89,7 @@ class TamperCheck:
         return cls(
             findings=tuple(str(name) for name in np.atleast_1d(arrays["findings"])),
             moves=tuple(int(rows) for rows in np.atleast_1d(np.asarray(arrays["moves"], np.int64))),
+            middle=np.atleast_1d(np.asarray(arrays["middle"], np.float64)),
             scale=np.atleast_1d(np.asarray(arrays["scale"], np.float64)),
             threshold=_number(arrays["threshold"]),
             false_rejection=_number(arrays["false_rejection"]),
@@ -91,6 +101,7 @@ class TamperCheck:
         return {
             "findings": np.asarray(self.findings),
             "moves": np.asarray(self.moves),
+            "middle": self.middle,
             "scale": self.scale,
             "threshold": np.asarray(self.threshold),
             "false_rejection": np.asarray(self.false_rejection),
@@ -118,7 +129,7 @@ def moved(plane: FloatArray, rows: int) -> FloatArray:
 
 
 def without_fine_detail(plane: FloatArray) -> FloatArray:
-    """The image as JPEG of quality 50 leaves it (ITU-T T.81 section A.3), but for the rounding of grey levels.
+    """The image as JPEG of quality 75 leaves it (ITU-T T.81 section A.3), but for the rounding of grey levels.
 
     Written out, because a codec's last digits differ from version to version.
     """
@@ -151,15 +162,25 @@ def judge_tamper(outputs: NDArray[np.float32], manifest: Manifest, check: Tamper
 
 
 def measure(outputs: NDArray[np.float32], manifest: Manifest, check: TamperCheck) -> Floats:
-    """The largest change of any finding in units of its scale, (n,), from scores (n, 1 + variants, classes)."""
-    return np.asarray((changes(outputs, manifest, check.findings) / check.scale).max(axis=1))
+    """The largest weighted change of any finding in units of its scale, (n,), from (n, 1 + variants, classes)."""
+    odds = log_odds(outputs, manifest, check.findings)
+    return np.asarray((weighted_changes(odds, check.middle) / check.scale).max(axis=1))
 
 
-def changes(outputs: NDArray[np.float32], manifest: Manifest, findings: tuple[str, ...]) -> Floats:
-    """How far the variants carry each finding's log-odds on average, (n, findings), from (n, 1 + variants, classes)."""
+def log_odds(outputs: NDArray[np.float32], manifest: Manifest, findings: tuple[str, ...]) -> Floats:
+    """The log-odds of findings, (n, 1 + variants, findings), from the graph's scores (n, 1 + variants, classes)."""
     specs = {spec.name: spec for spec in manifest.findings}
-    odds = np.stack([_log_odds(outputs, manifest.output, specs[name]) for name in findings], axis=2)
-    return np.asarray(np.abs((odds[:, 1:] - odds[:, :1]).mean(axis=1)))
+    return np.stack([_log_odds(outputs, manifest.output, specs[name]) for name in findings], axis=2)
+
+
+def weighted_changes(odds: Floats, middle: Floats) -> Floats:
+    """How far the variants carry each finding on average, (n, findings), from (n, 1 + variants, findings).
+
+    In log-odds; changes away from the other side, and those of sure answers, count less.
+    """
+    own = odds[:, 0] - middle
+    towards = (odds[:, 1:].mean(axis=1) - odds[:, 0]) * np.where(own > 0, -1.0, 1.0)
+    return np.asarray(np.where(towards > 0, towards, -_AWAY * towards) / (1 + _SURENESS * np.abs(own)))
 
 
 def _log_odds(outputs: NDArray[np.float32], output: Output, finding: FindingSpec) -> Floats:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from stepwedge.errors import PackageError
-from stepwedge.gate.tamper import Floats, TamperCheck, changes, measure, variants
+from stepwedge.gate.tamper import Floats, TamperCheck, log_odds, measure, variants, weighted_changes
 from stepwedge.manifest import Manifest
 from stepwedge.package.figures import Measured
 from stepwedge.records import FloatArray
@@ -33,6 +33,7 @@ BENIGN_REJECTION = 0.03  # largest share of noisy, and of compressed, images fla
 # A finding that is read only after another one was acted upon has this share of the false alarms of one that stands
 # alone: what it is attacked for weighs less than to be missed altogether.
 _SHARE_OF_GIVEN = 0.2
+_OUTER = 0.01  # share of the images: a rare finding is one that fewer have even odds of
 _LEAST_SCALE = 0.01  # log-odds: a change of less than this alters no probability by more than 0.25 %
 _LEAST_THRESHOLD = 0.1  # of the measure: where next to nothing changes, a tenth of the scale is no sign of anything
 _ROUNDING = 1e-9  # so that (n + 1)(1 − r) is not rounded up by its last digit
@@ -82,6 +83,7 @@ def fit_tamper(
 
     plain = TamperCheck(
         findings=tuple(spec.name for spec in manifest.findings),
+        middle=np.zeros(len(manifest.findings)),
         scale=np.ones(len(manifest.findings)),
         threshold=1.0,
         false_rejection=max(false_rejection, 1 / (count + 1)),
@@ -90,8 +92,10 @@ def fit_tamper(
     clean = answers(planes, run, plain, step)
     noisy = answers(noisy_copies(planes, seed), run, plain, step)
     compressed = answers(map(compressed_copy, planes), run, plain, step)
-    scale = _scale(changes(clean, manifest, plain.findings), manifest, false_rejection)
-    check = replace(plain, scale=scale)
+    odds = log_odds(clean, manifest, plain.findings)
+    middle = _middle(odds[:, 0])
+    scale = _scale(weighted_changes(odds, middle), manifest, false_rejection)
+    check = replace(plain, middle=middle, scale=scale)
     thresholds = [order_statistic(measure(clean, manifest, check), false_rejection)]
     # The copies are of the same images; they raise the threshold where they must, and never lower it.
     thresholds += [order_statistic(measure(o, manifest, check), BENIGN_REJECTION) for o in (noisy, compressed)]
@@ -172,8 +176,17 @@ def order_statistic(values: Floats, rate: float) -> float:
     return float(np.sort(values)[place - 1])
 
 
+def _middle(scores: Floats) -> Floats:
+    """About where each finding's answer turns, (findings,), from log-odds (n, findings) of the untouched images.
+
+    Even odds; for a finding that few images reach them with, or almost all, where the outer images begin.
+    """
+    low, high = np.quantile(scores, [_OUTER, 1 - _OUTER], axis=0)
+    return np.asarray(np.clip(0.0, low, high))
+
+
 def _scale(ordinary: Floats, manifest: Manifest, false_rejection: float) -> Floats:
-    """What change of each finding is rare, (findings,), from the changes (n, findings)."""
+    """What change of each finding is rare, (findings,), from the weighted changes (n, findings)."""
     shares = np.array([_SHARE_OF_GIVEN if spec.given else 1.0 for spec in manifest.findings])
     rare = [np.quantile(column, 1 - false_rejection * part) for column, part in zip(ordinary.T, shares, strict=True)]
     return np.maximum(np.asarray(rare, np.float64), _LEAST_SCALE)

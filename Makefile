@@ -46,8 +46,8 @@ test: $(VENV)/test.done
 	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --ignore tests/benchmarks
 
 check: $(VENV)/test.done
-	@$(BIN)/ruff check service models tests
-	@$(BIN)/ruff format --check service models tests
+	@$(BIN)/ruff check service monitoring models tests
+	@$(BIN)/ruff format --check service monitoring models tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -74,6 +74,7 @@ lock: $(VENV)/bin/python
 	@$(LOCK) --extra test pyproject.toml -o requirements-test.txt
 	@$(LOCK) --extra demo -c requirements-test.txt pyproject.toml -o requirements-demo.txt
 	@$(LOCK) --extra service -c requirements-test.txt pyproject.toml -o requirements-service.txt
+	@$(LOCK) --extra snapshot -c requirements-test.txt pyproject.toml -o requirements-monitor.txt
 	@$(LOCK) --extra train -c requirements-test.txt pyproject.toml -o requirements-train.txt
 
 clean:

@@ -1,4 +1,4 @@
-"""The rows that the monitor reads: one for every unit of work. Imports nothing of ours.
+"""The rows that the monitor reads: observations, labels, constancy runs. Imports nothing of ours.
 
 No field identifies a patient: UIDs and station names are keyed hashes that only the node can look up.
 """
@@ -91,11 +91,73 @@ class Observation:
 
         Raises ValueError for a later version: the reader has to be upgraded first.
         """
-        row: dict[str, Any] = json.loads(text)
-        if row.get("version", 0) > VERSION:
-            raise ValueError(f"observation version {row['version']} is newer than {VERSION}; upgrade the reader")
-        known = {f.name for f in fields(cls)}
-        row = {name: value for name, value in row.items() if name in known}
+        row = _known(cls, text, "observation")
         for name in ("reasons", "gate_reasons", "senders", "embedding"):
             row[name] = tuple(row.get(name, ()))
         return cls(**row)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """What a person, or another examination, says of one finding of one study.
+
+    A later label of the same reader on the same study and finding takes the earlier one's place; none is deleted.
+    """
+
+    version: int = VERSION
+    label: str  # identifier: the same label sent twice is one row
+    study: str  # keyed hash, as in the observation
+    finding: str  # as the model names it
+    value: float | None  # share of certainty that it is there, 0…1; None: the reader cannot say
+    reader: str = ""  # a code of the site's for who read; never a patient's
+    time: str  # ISO 8601 with offset: when it was said
+    source: str  # csv, http, sr
+    audit: bool = False  # drawn at random for a blinded reading
+    probability_drawn: float | None = None  # of a study drawn for the audit to be drawn, above 0…1
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a row of this or an earlier version. Raises ValueError for a later one."""
+        return cls(**_known(cls, text, "label"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConstancyRun:
+    """One exposure of the reference set through the live path, beside the answers of the day of acceptance."""
+
+    version: int = VERSION
+    run: str  # identifier
+    time: str  # ISO 8601 with offset: when it ended
+    model_name: str
+    model_version: str
+    model_digest: str
+    policy_digest: str
+    provider: str = ""  # ONNX Runtime execution provider
+    studies: int  # in the reference set
+    answered: int  # that came to an end in time
+    verdict: str  # constant, moved, incomplete
+    stage: str = ""  # the first that moved: decode, preprocessing, scores, thresholds
+    differences: dict[str, float] = field(default_factory=dict)  # largest by stage, in units of its tolerance
+    versions: dict[str, str] = field(default_factory=dict)  # of libraries, driver and device
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a row of this or an earlier version. Raises ValueError for a later one."""
+        return cls(**_known(cls, text, "constancy run"))
+
+
+def _known(kind: type, text: str, what: str) -> dict[str, Any]:
+    """The fields of a row that this version knows."""
+    row: dict[str, Any] = json.loads(text)
+    if row.get("version", 0) > VERSION:
+        raise ValueError(f"{what} version {row['version']} is newer than {VERSION}; upgrade the reader")
+    known = {f.name for f in fields(kind)}
+    return {name: value for name, value in row.items() if name in known}

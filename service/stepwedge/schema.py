@@ -1,4 +1,7 @@
-"""The tables of the database. A change here is a change of ``VERSION``."""
+"""The tables of the database. A change here is a change of ``VERSION``.
+
+Version 2 added tables to version 1, and changed none.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 _BUSY_SECONDS = 15
-VERSION = 1
+VERSION = 2
+ADDED_TO = (1,)  # versions that opening turns into this one, by adding what they lack
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
@@ -80,6 +84,21 @@ OBSERVATIONS = sa.Table(
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("unit", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+LABELS = sa.Table(
+    "labels",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("label", sa.String(64), nullable=False, unique=True),
+    sa.Column("study", sa.String(32), nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+CONSTANCY = sa.Table(
+    "constancy",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String(64), nullable=False, unique=True),
     sa.Column("body", sa.Text, nullable=False),
 )
 QUARANTINE = sa.Table(

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.schema import (
+    ADDED_TO,
     DELIVERIES,
     INSTANCES,
     METADATA,
@@ -141,6 +142,9 @@ class Store:
             version = db.execute(sa.select(SCHEMA.c.version)).scalar()
             if version is None:
                 db.execute(sa.insert(SCHEMA).values(version=VERSION))
+            elif version in ADDED_TO:
+                db.execute(sa.update(SCHEMA).values(version=VERSION))
+                version = VERSION
             db.commit()
         if version not in (None, VERSION):
             self.close()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from stepwatch.commands import replay
 from stepwatch.errors import WatchError
 
 # Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
@@ -33,5 +34,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="stepwatch",
         description="Compares what a model sees and answers with the baseline that it was accepted on.",
     )
-    parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    replay.add(commands)
     return parser

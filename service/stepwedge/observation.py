@@ -91,7 +91,14 @@ class Observation:
 
         Raises ValueError for a later version: the reader has to be upgraded first.
         """
-        row = _known(cls, text, "observation")
+        return cls.from_row(json.loads(text))
+
+    @classmethod
+    def from_row(cls, values: dict[str, Any]) -> Self:
+        """The same from a row of a table, where a mapping has None for what it lacks."""
+        row = _known(cls, values, "observation")
+        for name in ("gate_measures", "scores", "probabilities", "decisions", "ms"):
+            row[name] = {key: value for key, value in (row.get(name) or {}).items() if value is not None}
         for name in ("reasons", "gate_reasons", "senders", "embedding"):
             row[name] = tuple(row.get(name, ()))
         return cls(**row)
@@ -122,7 +129,7 @@ class Label:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read a row of this or an earlier version. Raises ValueError for a later one."""
-        return cls(**_known(cls, text, "label"))
+        return cls(**_known(cls, json.loads(text), "label"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +158,11 @@ class ConstancyRun:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read a row of this or an earlier version. Raises ValueError for a later one."""
-        return cls(**_known(cls, text, "constancy run"))
+        return cls(**_known(cls, json.loads(text), "constancy run"))
 
 
-def _known(kind: type, text: str, what: str) -> dict[str, Any]:
+def _known(kind: type, row: dict[str, Any], what: str) -> dict[str, Any]:
     """The fields of a row that this version knows."""
-    row: dict[str, Any] = json.loads(text)
     if row.get("version", 0) > VERSION:
         raise ValueError(f"{what} version {row['version']} is newer than {VERSION}; upgrade the reader")
     known = {f.name for f in fields(kind)}

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stepwatch.commands import replay
+from stepwatch.commands import alarms, replay, serve
 from stepwatch.errors import WatchError
 
 # Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
@@ -35,5 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares what a model sees and answers with the baseline that it was accepted on.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve.add(commands)
+    alarms.add(commands)
     replay.add(commands)
     return parser

@@ -24,6 +24,8 @@ from stepwatch import tables
 from stepwatch.errors import WatchError
 
 LOOK_BACK = 1000  # ids below the highest one taken that may still appear
+# Events in the log about an alarm: what a person asks for, and how it ended.
+ASKED, DONE, REFUSED = "acknowledge", "acknowledged", "acknowledge_refused"
 _BUSY_SECONDS = 5.0  # that a statement waits for another writer of an SQLite file
 
 Row = TypeVar("Row")
@@ -270,7 +272,7 @@ class Database:
         query = sa.select(tables.PAGES).order_by(tables.PAGES.c.id.desc()).limit(limit)
         return [dict(row._mapping) for row in self._read(query)]
 
-    def first_delivery(self, digest: str, keep_seconds: float = 7 * 86_400) -> bool:
+    def first_delivery(self, digest: str, keep_seconds: float) -> bool:
         """Note a message by its digest; False if it came before. Old ones are forgotten."""
         table, at = tables.DELIVERIES, time.time()
         with _away(), self.engine.begin() as db:

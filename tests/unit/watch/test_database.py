@@ -133,10 +133,11 @@ def test_a_label_sent_twice_is_one_row_and_one_that_cannot_be_read_is_left_out(d
 
 
 def test_a_message_is_known_again(database: Database) -> None:
-    assert database.first_delivery("x")
-    assert not database.first_delivery("x")
+    assert database.first_delivery("x", 600)
+    assert not database.first_delivery("x", 600)
     database.forget_delivery("x")
-    assert database.first_delivery("x")
+    assert database.first_delivery("x", 600)
+    assert database.first_delivery("x", -1), "after its time it is a message like any other"
 
 
 def test_events_of_requests_and_pages_are_read_as_they_were_written(database: Database) -> None:

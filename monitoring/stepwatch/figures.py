@@ -1,0 +1,54 @@
+"""What is known of how well a model does: the records that the page and the metrics show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+How = Literal["measured", "estimated"]
+MEASURES = ("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "expected_cost", "ece")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A measure of one finding with its interval: measured on labels, or estimated without them."""
+
+    finding: str
+    measure: str  # one of MEASURES
+    how: How
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupFigure:
+    """A measure of one finding in one subgroup, and what may be said of it."""
+
+    finding: str
+    group: str  # sex, age band, scanner …
+    level: str
+    measure: str
+    value: float
+    verdict: str  # a code; "too_few" is one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prevalence:
+    """How common a finding is."""
+
+    finding: str
+    how: Literal["baseline", "estimated", "labelled"]
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Performance:
+    """Everything that is known of one model."""
+
+    figures: tuple[Figure, ...] = ()
+    groups: tuple[GroupFigure, ...] = ()
+    worst_gaps: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by finding and measure
+    prevalences: tuple[Prevalence, ...] = ()
+    labelled: Mapping[str, int] = field(default_factory=dict)  # studies with labels by finding

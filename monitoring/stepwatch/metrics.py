@@ -1,0 +1,53 @@
+"""What the sidecar counts, by the name that Prometheus sees. No label ever holds an identifier, and each is bounded.
+
+What can be read off the monitors' state when Prometheus asks is in ``exporter``.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from stepwatch.rows import REASONS
+
+SHIFTS = ("prevalence", "acquisition", "population", "concept", "mixed", "stop", "unknown")
+KINDS = ("drift", "event")
+WEBHOOK_OUTCOMES = ("taken", "no_token", "wrong_token", "replayed", "malformed", "too_large", "failed")
+LABEL_SOURCES = ("csv", "http", "sr")
+
+ROWS_REFUSED = Counter("stepwatch_rows_refused", "Observations that could not be taken, by reason.", ["reason"])
+CLOCK_JUMPS = Counter(
+    "stepwatch_clock_jumps", "Observations dated ahead of this machine's clock, or back before others.", ["direction"]
+)
+UPDATE_SECONDS = Histogram(
+    "stepwatch_update_seconds",
+    "Time that all detectors of a model take for one study.",
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1),
+)
+ALARMS = Counter("stepwatch_alarms", "Alarms that were raised.", ["model", "shift", "kind"])
+STATES_REFUSED = Counter(
+    "stepwatch_states_refused", "Saved states that could not be taken up, so that detectors began anew.", ["model"]
+)
+DATABASE_UP = Gauge("stepwatch_database_up", "1 while the database answers, else 0.")
+DATABASE_FAILURES = Counter("stepwatch_database_failures", "Looks at the database that failed.")
+LOOK_FAILURES = Counter("stepwatch_look_failures", "Looks for new rows that ended by an error of ours; see the log.")
+WEBHOOK_REQUESTS = Counter(
+    "stepwatch_webhook_requests", "Messages to the webhook, by what became of them.", ["outcome"]
+)
+LABELS_REFUSED = Counter("stepwatch_labels_refused", "Labels that were refused, by reason.", ["reason"])
+PAGE_FAILURES = Counter("stepwatch_page_failures", "Evidently pages that could not be drawn.")
+
+# Rates of what has not happened yet are 0, not unknown.
+for _reason in REASONS:
+    ROWS_REFUSED.labels(_reason)
+for _direction in ("ahead", "back"):
+    CLOCK_JUMPS.labels(_direction)
+for _outcome in WEBHOOK_OUTCOMES:
+    WEBHOOK_REQUESTS.labels(_outcome)
+
+
+def start_model(model: str) -> None:
+    """Begin a model's counters at 0."""
+    STATES_REFUSED.labels(model)
+    for shift in SHIFTS:
+        for kind in KINDS:
+            ALARMS.labels(model, shift, kind)

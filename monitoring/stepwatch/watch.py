@@ -1,0 +1,252 @@
+"""One model under watch: its monitor, what has been taken of the observations, and what is still to be saved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import structlog
+from stepwedge.observation import Observation
+
+from stepwatch import metrics
+from stepwatch.database import DONE, REFUSED, Cursor, Database, LogEntry, SavedState
+from stepwatch.errors import WatchError
+from stepwatch.history import History, Point
+from stepwatch.packages import WatchedPackage
+from stepwatch.rows import in_order, time_of
+
+log = structlog.get_logger()
+
+
+class AlarmRecord(Protocol):
+    """What is read of an alarm; its fields as a mapping go to the database."""
+
+    @property
+    def alarm(self) -> str: ...
+    @property
+    def acknowledged_by(self) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class SignalRecord(Protocol):
+    """What is read of a signal's state."""
+
+    @property
+    def signal(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def stratum(self) -> str: ...
+    @property
+    def evidence(self) -> float: ...
+    @property
+    def baseline_value(self) -> float: ...
+    @property
+    def present_value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def studies(self) -> int: ...
+
+
+class DriftMonitor(Protocol):
+    """The detectors of one model."""
+
+    studies: int
+    limit: float
+
+    def update(self, row: Mapping[str, object], when: datetime) -> Sequence[AlarmRecord]:
+        """Take one study; the alarms that it raises, changes or clears."""
+
+    def alarms(self) -> Sequence[AlarmRecord]:
+        """Active ones, and those that nobody has acknowledged."""
+
+    def signals(self) -> Sequence[SignalRecord]:
+        """Where each signal stands."""
+
+    def acknowledge(self, alarm: str, *, by: str, when: datetime, adopt: bool) -> AlarmRecord:
+        """Note who has seen an alarm. Raises WatchError."""
+
+    def to_bytes(self) -> bytes:
+        """Everything that changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detectors:
+    """How a model's monitor is had: begun, or gone on with from saved bytes."""
+
+    start: Callable[[], DriftMonitor]
+    resume: Callable[[bytes], DriftMonitor]
+    row: Callable[[Observation], dict[str, object]]
+    baseline_rows: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A model as it stood at one moment, for the page and the metrics, which run in other threads."""
+
+    model: str
+    version: str
+    digest: str
+    usable: bool
+    problem: str = ""  # why it is not
+    baseline_rows: int = 0
+    warnings: tuple[str, ...] = ()
+    studies: int = 0
+    saved_studies: int = 0
+    saved_at: float = 0.0
+    lag: int = 0
+    last_row: datetime | None = None
+    limit: float = math.inf  # log10
+    alarms: tuple[dict[str, Any], ...] = ()
+    signals: tuple[SignalRecord, ...] = ()
+    points: Mapping[tuple[str, str], tuple[Point, ...]] = field(default_factory=dict)
+
+
+class Watch:
+    """The monitor of one package and its place in the stream. Used by one thread only."""
+
+    def __init__(self, package: WatchedPackage, detectors: Detectors, state: SavedState | None) -> None:
+        self.package = package
+        self._detectors = detectors
+        self._state = state or SavedState(model=package.name, digest=package.digest, body=b"", cursor=Cursor(), rest={})
+        self.cursor = self._state.cursor
+        self._monitor = self._resume(self._state) if self._state.body else detectors.start()
+        rest = self._state.rest
+        self._history = History.from_text(str(rest.get("history", "")))
+        self._last = datetime.fromisoformat(rest["last"]) if rest.get("last") else None
+        self._last_row = datetime.fromisoformat(rest["last_row"]) if rest.get("last_row") else None
+        self._acknowledged: set[int] = set(rest.get("acknowledged", ()))
+        self._saved_studies = int(rest.get("studies", 0))
+        self._changed: dict[str, dict[str, Any]] = {}
+        self._notes: list[LogEntry] = []
+        self._saved_at = time.monotonic()
+        self._dirty = False
+        self.lag = 0
+        metrics.start_model(package.name)
+
+    def _resume(self, state: SavedState) -> DriftMonitor:
+        try:
+            return self._detectors.resume(state.body)
+        except WatchError as error:
+            # Other signals or another version of the detectors. Their rows are taken again from where they stood:
+            # going back to the first would alarm about the past.
+            log.error("state_not_resumed", model=state.model, said=str(error))
+            metrics.STATES_REFUSED.labels(state.model).inc()
+            return self._detectors.start()
+
+    def is_of(self, observation: Observation) -> bool:
+        """Whether an observation is of this model's package."""
+        package = self.package
+        return observation.model_digest == package.digest and observation.model_name == package.name
+
+    def take(self, number: int, observation: Observation | None, now: datetime) -> None:
+        """Take a row: an observation of this model, or one (None) that is not, or was refused."""
+        self.cursor = self.cursor.take(number)
+        self._dirty = True
+        if observation is None:
+            return
+        self._last_row = time_of(observation)
+        self._last, jump = in_order(self._last_row, self._last, now)
+        if jump is not None:
+            metrics.CLOCK_JUMPS.labels(jump).inc()
+        with metrics.UPDATE_SECONDS.time():
+            changed = self._monitor.update(self._detectors.row(observation), self._last)
+        for alarm in changed:
+            self._note(alarm, now)
+        if self._history.is_due(self._monitor.studies):
+            self._history.add(self._monitor.studies, self._monitor.signals())
+
+    def acknowledge(self, asked: LogEntry) -> None:
+        """Do what a person asked for, once."""
+        if asked.id in self._acknowledged or asked.body.get("digest") not in (None, self.package.digest):
+            return
+        known = {alarm.alarm for alarm in self._monitor.alarms()}
+        if asked.body.get("alarm") not in known:
+            return
+        when = datetime.fromtimestamp(asked.at, UTC)
+        self._acknowledged.add(asked.id)
+        self._dirty = True
+        adopt = bool(asked.body.get("adopt"))
+        try:
+            alarm = self._monitor.acknowledge(str(asked.body["alarm"]), by=asked.who, when=when, adopt=adopt)
+        except WatchError as error:
+            self._notes.append(LogEntry(at=time.time(), event=REFUSED, body={"entry": asked.id, "said": str(error)}))
+            return
+        self._changed[alarm.alarm] = alarm.to_dict()
+        self._notes.append(
+            LogEntry(at=time.time(), event=DONE, who=asked.who, body={"alarm": alarm.alarm, "adopt": adopt})
+        )
+        log.info("alarm_acknowledged", model=self.package.name, alarm=alarm.alarm, adopt=adopt)
+
+    def _note(self, alarm: AlarmRecord, now: datetime) -> None:
+        fields = alarm.to_dict()
+        event = "cleared" if fields.get("cleared_row") is not None else "raised"
+        self._changed[alarm.alarm] = fields
+        self._notes.append(
+            LogEntry(
+                at=now.timestamp(),
+                event=event,
+                body={"model": self.package.name, "alarm": alarm.alarm, "kind": fields["kind_of_alarm"]},
+            )
+        )
+        if event == "raised":
+            metrics.ALARMS.labels(self.package.name, fields["shift"], fields["kind_of_alarm"]).inc()
+        log.warning("alarm", what=event, model=self.package.name, alarm=alarm.alarm, shift=fields["shift"])
+
+    def is_due(self, save_seconds: float) -> bool:
+        """Whether there is something to save now: alarms and what people asked at once, the rest every so often."""
+        if self._changed or self._notes:
+            return True
+        return self._dirty and time.monotonic() >= self._saved_at + save_seconds
+
+    def has_unsaved(self) -> bool:
+        """Whether anything changed since it was saved."""
+        return self._dirty or bool(self._changed or self._notes)
+
+    def save(self, database: Database) -> None:
+        """Save all of it at once. Raises DatabaseAwayError, and nothing is lost; or OtherSidecarError."""
+        rest = {
+            "history": self._history.to_text(),
+            "last": self._last.isoformat() if self._last else None,
+            "last_row": self._last_row.isoformat() if self._last_row else None,
+            "acknowledged": sorted(self._acknowledged),
+            "studies": self._monitor.studies,
+            "version": self.package.version,
+        }
+        state = replace(self._state, body=self._monitor.to_bytes(), cursor=self.cursor, rest=rest)
+        self._state = database.save_state(state, list(self._changed.values()), self._notes)
+        self._changed, self._notes, self._dirty = {}, [], False
+        self._saved_studies, self._saved_at = self._monitor.studies, time.monotonic()
+
+    def go_back(self, last: int) -> None:
+        """Follow a table of observations that begins anew: its ids are lower than those that were taken."""
+        self.cursor = replace(self.cursor, position=last, gaps=frozenset())
+        self._dirty = True
+
+    def view(self) -> View:
+        """As it stands now."""
+        return View(
+            model=self.package.name,
+            version=self.package.version,
+            digest=self.package.digest,
+            usable=True,
+            baseline_rows=self._detectors.baseline_rows,
+            warnings=self._detectors.warnings,
+            studies=self._monitor.studies,
+            saved_studies=self._saved_studies,
+            saved_at=self._state.saved_at,
+            lag=self.lag,
+            last_row=self._last_row,
+            limit=math.log10(self._monitor.limit),
+            alarms=tuple(alarm.to_dict() for alarm in self._monitor.alarms()),
+            signals=tuple(self._monitor.signals()),
+            points=self._history.copy(),
+        )

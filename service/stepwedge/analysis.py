@@ -29,7 +29,7 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
 from stepwedge.pipeline import Equipment, combine, observation_of
-from stepwedge.records import FloatArray, ImageResult, Reason, State, UnitResult
+from stepwedge.records import Decision, FloatArray, ImageResult, Reason, State, UnitResult
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, StoredInstance, Unit, unit_id
 
@@ -301,9 +301,9 @@ def _predecessor(unit: Unit, settings: Settings) -> Predecessor | None:
 
 
 def _shown(intake: Intake, equipment: Equipment) -> tuple[FloatArray | None, PlacedHeat | None]:
-    """The picture of the first image that answered, and its heat map; of those with one, if any."""
+    """The picture of the image that drove the answer, and its heat map; of images that answered, if any did."""
     order = sorted(
-        (image.gate.verdict.severity, intake.views[index].heat is None, index)
+        (image.gate.verdict.severity, intake.views[index].heat is None, -_strongest(image), index)
         for index, image in enumerate(intake.images)
         if intake.views[index].picture is not None
     )
@@ -313,6 +313,12 @@ def _shown(intake: Intake, equipment: Equipment) -> tuple[FloatArray | None, Pla
     if view.heat is None or header is None:
         return view.picture, None
     return view.picture, PlacedHeat(heat=view.heat, image=header, spec=equipment.package.manifest.input)
+
+
+def _strongest(image: ImageResult) -> float:
+    """The largest probability of a finding that is acted upon; of any, where none is."""
+    acted = [finding.probability for finding in image.findings if finding.decision is Decision.ACT]
+    return max(acted or [finding.probability for finding in image.findings], default=0.0)
 
 
 def _summed(images: Sequence[ImageResult]) -> dict[str, float]:

@@ -9,15 +9,15 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check bench bench-gates bench-decision bench-department lock settings clean
+.PHONY: help demo test check bench bench-gates bench-decision bench-department bench-drift lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
 	@echo "make test    set up, and run the tests"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   rates and latencies, as a table and as JSON"
-	@echo "make bench-gates, bench-decision, bench-department"
-	@echo "             gates and attacks, decisions, simulated studies: figures with intervals, from the data in ../shared"
+	@echo "make bench-gates, bench-decision, bench-department, bench-drift"
+	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
 	@echo "make lock    resolve the lock files anew"
 	@echo "make clean   remove the environment and the demo's data"
 
@@ -54,8 +54,9 @@ check: $(VENV)/test.done
 bench: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/end_to_end.py
 
-# What the tamper check catches, and what it lets through.
+# What the validity gate refuses and the tamper check catches, and what they let through.
 bench-gates: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/gates_content.py
 	@$(BIN)/python tests/benchmarks/gates_tamper.py
 
 # What deciding costs, against the usual thresholds.
@@ -65,6 +66,10 @@ bench-decision: $(VENV)/test.done
 # Whether simulated studies are what the model and its gate take them for.
 bench-department: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/department.py
+
+# How soon a change is noticed, and how rarely nothing is taken for one.
+bench-drift: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/drift.py
 
 settings: $(VENV)/demo.done
 	@$(BIN)/stepwedge settings

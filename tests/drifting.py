@@ -30,12 +30,12 @@ STUDIES_A_DAY = {"working": 80, "off": 20}
 _MONDAY = (date(2026, 1, 5) - date(1970, 1, 1)).days
 _PREVALENCE = {"working": 0.10, "off": 0.13}
 _APART = 1.81  # standard deviations between the scores of ill and well: AUROC .90
-_APART_DECAYED = 1.116  # AUROC .785
+_UNTOLD = 0.2875  # share of studies whose truth a decayed model's score says nothing of: AUROC .785
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What changes from which study on: bright, new_tag, hidden, prevalence, concept, population; or none."""
+    """What changes from which study on: bright, new_tag, hidden, prevalence, concept, population, mixed; or none."""
 
     kind: str = "none"
     at: int = 0
@@ -96,12 +96,13 @@ def stream(
         odds = rng.normal(0, 2 * day_sd, 4)
         scanner_b = rng.random(n) < _share(0.4 + 0.2 * off, odds[0])
         prevalence = np.full(n, _share(_PREVALENCE[kind], odds[1]))
-        if change.kind == "prevalence":
+        if change.kind in ("prevalence", "mixed"):
             prevalence = np.where(changed, prevalence * 2.25 / (1 - prevalence + prevalence * 2.25), prevalence)
         ill = rng.random(n) < prevalence
-        score = rng.normal(size=n)
-        apart = np.where(changed & (change.kind == "concept"), _APART_DECAYED, _APART)
-        score += np.where(ill, apart / 2, -apart / 2)
+        score = rng.normal(size=n) + np.where(ill, _APART / 2, -_APART / 2)
+        # The scores look as before; what they mean does not.
+        untold = changed & (rng.random(n) < _UNTOLD) & (change.kind == "concept")
+        ill = np.where(untold, rng.random(n) < prevalence, ill)
         normal = rng.normal(size=(n, len(PIXELS))) @ factor.T + effect
         normal += 0.4 * scanner_b[:, None] * np.linspace(-1, 1, len(PIXELS)) + 0.2 * off + 0.15 * ill[:, None]
         stranger = changed & (rng.random(n) < change.share) & (change.kind in ("new_tag", "hidden"))
@@ -109,7 +110,7 @@ def stream(
         look = np.array([0.5, 1.2, -1.0, 0.6, 1.0, -0.8, 0.9, 0.8, 1.6])
         normal = np.where(stranger[:, None], normal + look, normal)
         raw = _to_raw(normal, ordered)
-        if change.kind == "bright":
+        if change.kind in ("bright", "mixed"):
             gain = 1 + change.size * ordered[:, 0].std() / ordered[:, 0].mean()
             for name in BRIGHT:
                 raw[:, PIXELS.index(name)] *= np.where(changed, gain, 1.0)

@@ -15,9 +15,9 @@ from stepwatch.detectors import Detector, Locations, Ordinary
 _CLEARED = 1000.0
 _LEAST_APART = {True: 0.15, False: 0.4}  # of the two levels compared: normal scores, log-odds
 # A share that has fallen below this part of its usual one, and was common before, has stopped.
-_STOPPED = 0.05
+_STOPPED = 0.1
 _COMMON = 0.1
-_STOPPED_LEVELS = 3.0  # log-odds below its usual level that a share counts as still stopped: a twentieth
+_STOPPED_LEVELS = 2.5  # log-odds below its usual level that a share counts as still stopped: a twelfth of the odds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

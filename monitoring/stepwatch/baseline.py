@@ -51,10 +51,10 @@ class Baseline:
     days: int
     events: tuple[str, ...] = ()  # stops in the baseline itself, which were left out
     warnings: tuple[str, ...] = ()  # what it cannot support, for people
-    model_digest: str = ""
+    model: str = ""  # name and version, where it is a package's
 
 
-def fit_baseline(table: Table, config: WatchConfig, *, model_digest: str = "") -> Baseline:
+def fit_baseline(table: Table, config: WatchConfig, *, model: str = "") -> Baseline:
     """Fit on the rows of a baseline, in the order of time.
 
     Raises
@@ -109,7 +109,7 @@ def fit_baseline(table: Table, config: WatchConfig, *, model_digest: str = "") -
         days=len(np.unique(table.days)),
         events=tuple(events),
         warnings=tuple(warnings),
-        model_digest=model_digest,
+        model=model,
     )
 
 
@@ -132,14 +132,14 @@ def load_baseline(package: Path, config: WatchConfig) -> Baseline:
             observations.append(Observation.from_row(row))
         except (TypeError, ValueError) as error:
             raise WatchError(f"{file}: holds what is no observation: {error}") from None
-    digests = {observation.model_digest for observation in observations}
-    if len(digests) > 1:
-        raise WatchError(f"{file}: holds observations of {len(digests)} models; a baseline is of one")
+    models = {f"{observation.model_name} {observation.model_version}" for observation in observations}
+    if len(models) > 1:
+        raise WatchError(f"{file}: holds observations of {', '.join(sorted(models))}; a baseline is of one model")
     pairs = [(observation_row(o), datetime.fromisoformat(o.time)) for o in observations]
     pairs.sort(key=lambda pair: pair[1])
     if not pairs:
         raise WatchError(f"{file}: holds no observation")
-    return fit_baseline(table_of(pairs, config), config, model_digest=digests.pop())
+    return fit_baseline(table_of(pairs, config), config, model=models.pop())
 
 
 def _stops(values: Floats, days: NDArray[np.int64]) -> list[int]:
@@ -199,7 +199,13 @@ def _ordinary(
         between_days = np.clip(np.nan_to_num((day - week) / (1 - in_week)), 0, _MOST_DAYS)
         rest_week, rest_block = week - between_days * in_week, block - between_days * in_block
         between_weeks = np.clip(np.nan_to_num((rest_week - rest_block) / (1 - weeks_in_block)), 0, _MOST_WEEKS)
-        slow = np.clip(rest_block - between_weeks * weeks_in_block, 0, _MOST_SLOW)
+        slow = rest_block - between_weeks * weeks_in_block
+        # Chance alone makes blocks differ. Only what is beyond it is taken for wandering.
+        blocks = max(len(np.unique(keys[2])), 2)
+        a_block = np.maximum(there.sum(axis=0), 1.0) / blocks * information
+        days, several = len(np.unique(keys[0])) / blocks, len(np.unique(keys[1])) / blocks
+        chance = (1 / a_block + between_days / days + between_weeks / several) * np.sqrt(2 / blocks)
+        slow = np.clip(np.nan_to_num(slow - chance), 0, _MOST_SLOW)
     if few_weeks:
         between_days = np.maximum(between_days, _ASSUMED_DAYS)
         slow = np.maximum(slow, _ASSUMED_SLOW)

@@ -2,8 +2,9 @@
 
 How labels go with a probability p is a logistic line in its log-odds, fitted on the baseline's labels (Cox 1958); where
 it has too few, p is taken at its word. Each bet says that the line has become flatter, by a stated factor, at the same
-overall share of positives (the model tells ill from well worse than it did), or that it has moved up or down. The
-likelihood ratio of one label under such a line against the baseline's does not depend on what came before.
+overall share of positives: the model tells ill from well worse than it did. A line that only moves up or down is what
+another prevalence makes, which has bets of its own. The likelihood ratio of one label under a flatter line against the
+baseline's does not depend on what came before.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-FLATTER = (0.7, 0.5, 0.3)  # of the baseline's slope
-MOVED = (0.7, -0.7)  # log-odds
-BETS = (*(f"slope × {factor:g}" for factor in FLATTER), *(f"log-odds {step:+g}" for step in MOVED))
+FLATTER = (0.65, 0.4)  # of the baseline's slope
+BETS = tuple(f"slope × {factor:g}" for factor in FLATTER)
 _LEAST_LABELS = 200  # of the baseline, to fit a line
 _LEAST_POSITIVE = 20
 _LARGEST_ODDS = 13.0  # log-odds
@@ -61,9 +61,7 @@ def fit_calibration(probabilities: Floats, labels: Floats) -> Calibration:
     if len(truth) >= _LEAST_LABELS and min(truth.sum(), len(truth) - truth.sum()) >= _LEAST_POSITIVE:
         line = _logistic_line(odds[labelled], truth)
     share = float(line.shares(odds).mean()) if len(odds) else 0.5
-    flatter = [_at_share(odds, line.slope * factor, share) for factor in FLATTER]
-    moved = [Line(intercept=line.intercept + step, slope=line.slope) for step in MOVED]
-    return Calibration(usual=line, changed=(*flatter, *moved))
+    return Calibration(usual=line, changed=tuple(_at_share(odds, line.slope * factor, share) for factor in FLATTER))
 
 
 def log_odds(probabilities: Floats) -> Floats:

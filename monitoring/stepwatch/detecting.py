@@ -29,10 +29,10 @@ def detectors(settings: Detection) -> Callable[[WatchedPackage], Detectors]:
                 baseline = load_baseline(Path(folder), config)
             except WatchError as error:
                 raise WatchError(str(error).replace(str(link), str(package.baseline))) from None
-        if baseline.model_digest not in ("", package.digest):
+        if baseline.model != f"{package.name} {package.version}":
             raise WatchError(
-                f"{package.baseline}: is the baseline of another model ({baseline.model_digest[:12]}…, and not "
-                f"{package.digest[:12]}…); fit the site's policy on this one (`stepwedge policy fit`)"
+                f"{package.baseline}: is the baseline of {baseline.model}, and not of {package.name} {package.version}; "
+                "fit the site's policy on this one (`stepwedge policy fit`)"
             )
         return Detectors(
             start=lambda: Monitor.start(config, baseline),

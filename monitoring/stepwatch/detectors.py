@@ -165,7 +165,7 @@ class Shares(Detector):
     """Shares of studies: a level of a category, a value below a quantile, missing, never seen. Values are 0 or 1."""
 
     # From a change worth knowing of to one that a handful of studies shows: log-odds.
-    steps = (0.4, 0.8, 1.6, 4.0)
+    steps = (0.4, 0.8, 1.6, 3.2, 6.4)
 
     def _ratio(self, value: Floats, predicted: Floats, variance: Floats, moved: Floats) -> Floats:
         shrunk = 1 / np.sqrt(1 + variance * _PROBIT)
@@ -199,7 +199,7 @@ class Prevalences(Detector):
     2002); the level is the log-odds of the prevalence.
     """
 
-    steps = (0.4, 0.8, 1.6)  # log-odds
+    steps = (0.5, 1.0)  # log-odds
 
     def _ratio(self, value: Floats, predicted: Floats, variance: Floats, moved: Floats) -> Floats:
         odds = value[:, :, None]

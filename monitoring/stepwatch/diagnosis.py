@@ -16,8 +16,8 @@ from stepwatch.signals import LABELS, Signal
 _KEPT = 1000  # latest studies that are kept to explain a change with
 _SHOWN = 200  # latest studies that present values are means of
 _LEAST = 50  # studies that a kind of shift is told from, at least: those before the change began make up for fewer
-_WORTH = 4.5  # standard errors that the mean of a signal has to be off to count as changed
-_PREVALENCE_SURE = 4.0  # standard errors of the prevalence's log-odds
+_WORTH = 4.0  # standard errors that the mean of a signal has to be off to count as changed
+_PREVALENCE_SURE = 1.7  # standard errors of the prevalence's log-odds
 
 
 class Recent:
@@ -87,6 +87,10 @@ class Recent:
     def strata(self, studies: int) -> NDArray[np.str_]:
         """The strata of the latest studies."""
         return self._strata[self._latest(studies)]
+
+    def days(self, studies: int) -> int:
+        """On how many days the latest studies were."""
+        return len({str(time)[:10] for time in self._times[self._latest(studies)]})
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything kept, as arrays."""
@@ -175,6 +179,7 @@ def prevalence_by_likelihood(values: Floats, start: float) -> tuple[float, float
 def changed_families(config: WatchConfig, baseline: Baseline, recent: Recent, studies: int) -> set[str]:
     """Families with a signal whose mean, since the change began, is off its band by more than chance explains."""
     changed: set[str] = set()
+    days = recent.days(studies)
     for group, signals in baseline.encoder.groups.items():
         if group in ("prevalence", LABELS):
             continue
@@ -188,13 +193,16 @@ def changed_families(config: WatchConfig, baseline: Baseline, recent: Recent, st
             if len(values) < _LEAST // 2:
                 continue
             level, band = float(ordinary.level[index]), float(ordinary.band[index])
+            # The effects of so many days and weeks do not average out altogether.
+            effects = float(ordinary.between_days[index]) / days + float(ordinary.between_weeks[index]) / (days / 5 + 1)
             if group == "location":
-                off, error = abs(values.mean()) - band, 1 / np.sqrt(len(values))
+                off, error = abs(values.mean()) - band, np.sqrt(1 / len(values) + effects)
             else:
                 share = 1 / (1 + np.exp(-level))
                 edge = 1 / (1 + np.exp(-(level + band * np.sign(values.mean() - share))))
                 off = (values.mean() - edge) * np.sign(values.mean() - share)
-                error = np.sqrt(max(edge * (1 - edge), 1e-4) / len(values))
+                spread = max(edge * (1 - edge), 1e-4)
+                error = np.sqrt(spread / len(values) + effects * spread**2)
             if off > _WORTH * error:
                 changed.add(signal.family)
     return changed

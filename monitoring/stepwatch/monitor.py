@@ -28,6 +28,10 @@ from stepwatch.streams import Table, one_row, weeks
 
 # Fewer of what is this rare is worth nobody's while, so only more is bet upon.
 _RARE = 0.02
+_AS_GOOD = 0.1  # of the largest evidence: a level's that has stopped is named before one's that has risen for it
+# Prevalence and calibration are one signal each, and what the monitor is there for: each weighs as two families.
+_MODEL = 2.0
+_MODEL_TOGETHER = 0.9
 _LASTS = 10  # studies of another day after which a stop is no event of one day any more
 _FORMAT = 1  # of the saved state
 
@@ -151,12 +155,11 @@ class Monitor:
     def _raise(self, day: int, place: tuple[int, str]) -> Alarm:
         evidence = [(group, self._detectors[group].evidence()) for group in self._detectors]
         group, parts = max(evidence, key=lambda item: float(item[1].max()))
-        index = int(parts.argmax())
+        index = self._stopped_rather(group, parts)
         signal, detector = self.baseline.encoder.groups[group][index], self._detectors[group]
         direction = detector.direction(index)
         level = float(detector.level[index])
-        free = self.studies - self._free_since.get(signal.family, 0)
-        since, mean = self._recent.change(signal, index, level, direction, free)
+        since, mean = self._recent.change(signal, index, level, direction, self._free(signal.family))
         present = _level_of(signal, mean)
         usual = _value(signal, level)
         stopped = signal.kind == "share" and direction < 0 and has_stopped(usual, mean)
@@ -211,6 +214,23 @@ class Monitor:
             elif entry.alarm.kind_of_alarm == "event" and entry.after >= _LASTS:
                 entry.alarm = replace(entry.alarm, kind_of_alarm="drift", drift_row=place[0], drift_time=place[1])
                 yield entry.alarm
+
+    def _stopped_rather(self, group: str, parts: Floats) -> int:
+        """The signal with most evidence; or, where one level's stop makes another's share rise, the one that stopped."""
+        best, detector = int(parts.argmax()), self._detectors[group]
+        signals = self.baseline.encoder.groups[group]
+        for index, signal in enumerate(signals):
+            same = signal.column == signals[best].column and signal.kind == "share"
+            if same and parts[index] >= _AS_GOOD * parts[best] and detector.direction(index) < 0:
+                level = float(detector.level[index])
+                _, mean = self._recent.change(signal, index, level, -1, self._free(signal.family))
+                if has_stopped(_value(signal, level), mean):
+                    return index
+        return best
+
+    def _free(self, family: str) -> int:
+        """Studies since an alarm on a family last ended."""
+        return self.studies - self._free_since.get(family, 0)
 
     def _shift(self, signal: Signal, since: int, *, stopped: bool) -> str:
         if stopped:
@@ -352,9 +372,10 @@ class Monitor:
 
 
 def _weights(baseline: Baseline) -> dict[str, Floats]:
-    """Each signal's share of the bound on false alarms, up and down: families equally, half to all strata together."""
+    """Each signal's share of the bound on false alarms, up and down: by family, half to all strata together."""
     groups = baseline.encoder.groups
     families = {signal.family for signals in groups.values() for signal in signals}
+    telling = {family: _MODEL if {"prevalence", "calibration"} & _kinds(groups, family) else 1.0 for family in families}
     weights = {group: np.zeros((len(signals), 2)) for group, signals in groups.items()}
     for family in families:
         places: dict[bool, list[tuple[str, int]]] = {True: [], False: []}
@@ -362,13 +383,20 @@ def _weights(baseline: Baseline) -> dict[str, Floats]:
             for index, signal in enumerate(signals):
                 if signal.family == family:
                     places[group in EVERYWHERE].append((group, index))
-        halves = [found for found in places.values() if found]
-        for found in halves:
+        parts = {True: _MODEL_TOGETHER if telling[family] > 1 else 0.5, False: 0.0}
+        parts[False] = 1 - parts[True]
+        whole = sum(part for everywhere, part in parts.items() if places[everywhere])
+        for everywhere, found in places.items():
             for group, index in found:
                 one_sided = _only_more(groups[group][index], float(baseline.ordinary[group].level[index]))
                 ways = np.array([1.0, 0.0]) if one_sided else np.array([0.5, 0.5])
-                weights[group][index] = ways / (len(families) * len(halves) * len(found))
+                share = telling[family] / sum(telling.values()) * parts[everywhere] / whole
+                weights[group][index] = ways * share / len(found)
     return weights
+
+
+def _kinds(groups: Mapping[str, tuple[Signal, ...]], family: str) -> set[str]:
+    return {signal.kind for signals in groups.values() for signal in signals if signal.family == family}
 
 
 def _only_more(signal: Signal, level: float) -> bool:

@@ -128,7 +128,9 @@ class Encoder:
             for name in family.levels
         }
         self._sources = {
-            c: self._known_levels(table.levels[config.source][calendar == c]) if config.source else ((), frozenset())
+            c: self._known_levels(table.levels[config.source][calendar == c], of_two=2)
+            if config.source
+            else ((), frozenset())
             for c in self.calendars
         }
         self._odds = {
@@ -144,13 +146,13 @@ class Encoder:
 
     # --- Which signals there are ----------------------------------------------------------------------------------
 
-    def _known_levels(self, values: NDArray[np.str_]) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The levels to watch by themselves, and all that the baseline has."""
+    def _known_levels(self, values: NDArray[np.str_], *, of_two: int = 1) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The levels to watch by themselves, ``of_two`` where there are two, and all that the baseline has."""
         names, counts = np.unique(values[values != ""], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         often = [str(names[i]) for i in order if counts[i] >= _LEAST_OF_LEVEL][:_MOST_LEVELS]
         if len(names) == 2 and len(often) == 2:
-            often = often[:1]  # the other one's share is what is left
+            often = often[:of_two]  # the other one's share is what is left
         return tuple(often), frozenset(str(name) for name in names)
 
     def _make_groups(self) -> dict[str, tuple[Signal, ...]]:

@@ -103,7 +103,7 @@ def brighter(observation: Observation, by: float) -> Observation:
 def write_watched_package(folder: Path, baseline: Sequence[Observation], *, version: str = "1.1.0") -> str:
     """A package as far as the monitor reads one; its digest."""
     folder.mkdir(parents=True)
-    manifest = {"name": MODEL, "version": version, "output": {"findings": [{"name": name} for name in FINDINGS]}}
+    manifest = {"name": MODEL, "version": version, "findings": [{"name": name} for name in FINDINGS]}
     (folder / "model.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
     pyarrow.parquet.write_table(pa.Table.from_pylist([asdict(row) for row in baseline]), folder / "baseline.parquet")
     digests = "".join(

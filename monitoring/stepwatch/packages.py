@@ -46,9 +46,8 @@ def read_package(model: Model) -> WatchedPackage:
         digest = hashlib.sha256((folder / _DIGESTS).read_bytes()).hexdigest()
     except OSError as error:
         raise WatchError(f"{folder / _DIGESTS}: cannot be read: {error.strerror}; is this a model package?") from None
-    output = manifest.get("output")
-    found = output.get("findings") if isinstance(output, dict) else None
-    names = [item.get("name") for item in found or [] if isinstance(item, dict)]
+    found = manifest.get("findings")
+    names = [item.get("name") for item in found if isinstance(item, dict)] if isinstance(found, list) else []
     name, version = manifest.get("name"), manifest.get("version")
     if not isinstance(name, str) or not name or not names or not all(isinstance(n, str) for n in names):
         raise WatchError(f"{folder / 'model.yaml'}: names no model with findings; is this a model package?")

@@ -1,0 +1,229 @@
+"""What is asked of the port is answered; what may not be asked, or is no message, is refused and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from starlette.applications import Starlette
+from stepwatch.database import DatabaseAwayError
+from stepwatch.errors import WatchError
+from stepwatch.settings import Http
+from stepwatch.web import Doors, HttpServer, build_app, read_token
+from watch_bench import Bench
+
+TOKEN = "a-token-that-nobody-guesses"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+ALERT = {
+    "status": "firing",
+    "labels": {"alertname": "StepwatchSignalDrifted", "model": "chest-pneumonia", "signal": "pixel_mean"},
+    "annotations": {"summary": "pixel_mean has changed"},
+    "startsAt": "2026-03-02T12:00:00Z",
+    "endsAt": "0001-01-01T00:00:00Z",
+    "fingerprint": "abc",
+}
+MESSAGE = {"version": "4", "groupKey": "{}", "status": "firing", "receiver": "stepwatch", "alerts": [ALERT]}
+
+
+class Hands:
+    """Takes what the port hands on."""
+
+    def __init__(self) -> None:
+        self.alerts: list[Mapping[str, Any]] = []
+        self.error: Exception | None = None
+
+    def open_request(self, alert: Mapping[str, Any]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.alerts.append(alert)
+
+    def read_labels(self, body: bytes, kind: str) -> tuple[int, Mapping[str, int]]:
+        if body == b"bad":
+            raise WatchError("line 1: no study")
+        return (2, {"unknown_finding": 1}) if kind == "csv" else (1, {})
+
+
+@pytest.fixture
+def hands() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+def client(bench: Bench, hands: Hands) -> Iterator[httpx.Client]:
+    bench.sidecar.look()
+    (bench.folder / "pages").mkdir()
+    doors = Doors(
+        overview=lambda: bench.sidecar.overview,
+        database=bench.database,
+        pages=bench.folder / "pages",
+        token=TOKEN,
+        open_request=hands.open_request,
+        read_labels=hands.read_labels,
+    )
+    server = HttpServer(Http(port=0), build_app(doors))
+    port = server.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    server.stop()
+
+
+def outcomes(outcome: str) -> float:
+    return REGISTRY.get_sample_value("stepwatch_webhook_requests_total", {"outcome": outcome}) or 0.0
+
+
+def test_a_message_of_alertmanager_opens_a_request_for_what_fires(client: httpx.Client, hands: Hands) -> None:
+    before = outcomes("taken")
+    resolved = {**ALERT, "status": "resolved"}
+    answer = client.post("/webhook", json={**MESSAGE, "alerts": [ALERT, resolved]}, headers=BEARER)
+    assert (answer.status_code, answer.json()) == (200, {"taken": 1})
+    assert hands.alerts == [ALERT]
+    assert outcomes("taken") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "outcome"),
+    [
+        ({}, "no_token"),
+        ({"Authorization": "Basic YTpi"}, "no_token"),
+        ({"Authorization": "Bearer"}, "no_token"),
+        ({"Authorization": f"Bearer {TOKEN}x"}, "wrong_token"),
+        ({"Authorization": f"Bearer {TOKEN[:-1]}"}, "wrong_token"),
+        ({"Authorization": "Bearer \xe9".encode("latin-1")}, "wrong_token"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/webhook", "/labels"])
+def test_nothing_is_taken_without_the_token(
+    client: httpx.Client, hands: Hands, path: str, headers: dict[str, Any], outcome: str
+) -> None:
+    before = outcomes(outcome)
+    answer = client.post(path, json=MESSAGE, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert TOKEN not in answer.text
+    assert hands.alerts == []
+    assert outcomes(outcome) == before + (path == "/webhook")
+
+
+def test_the_same_message_again_is_a_replay(client: httpx.Client, hands: Hands) -> None:
+    before = outcomes("replayed")
+    assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 200
+    assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 409
+    assert len(hands.alerts) == 1
+    assert outcomes("replayed") == before + 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"7", b"[" * 100_000,
+        json.dumps({**MESSAGE, "version": "3"}).encode(),
+        json.dumps({**MESSAGE, "alerts": {}}).encode(),
+        json.dumps({**MESSAGE, "alerts": [7]}).encode(),
+        json.dumps({**MESSAGE, "alerts": [{**ALERT, "status": "burning"}]}).encode(),
+        json.dumps({**MESSAGE, "alerts": [{**ALERT, "labels": {"alertname": 7}}]}).encode(),
+        json.dumps({**MESSAGE, "alerts": [{**ALERT, "labels": {}}]}).encode(),
+        json.dumps({**MESSAGE, "alerts": [{**ALERT, "startsAt": None}]}).encode(),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_what_is_no_message_of_alertmanager_is_refused(client: httpx.Client, hands: Hands, body: bytes) -> None:
+    before = outcomes("malformed")
+    assert client.post("/webhook", content=body, headers=BEARER).status_code == 400
+    assert hands.alerts == []
+    assert outcomes("malformed") == before + 1
+
+
+def test_a_message_that_is_too_large_is_refused_whether_it_says_so_or_not(client: httpx.Client) -> None:
+    before = outcomes("too_large")
+    assert client.post("/webhook", content=b"x" * (2 << 20), headers=BEARER).status_code == 413
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 65_536
+
+    assert client.post("/webhook", content=parts(), headers=BEARER).status_code == 413
+    assert outcomes("too_large") == before + 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DatabaseAwayError("locked"), 503), (WatchError("full"), 500), (KeyError("PATIENT"), 500)]
+)
+def test_a_message_that_could_not_be_acted_upon_may_come_again(
+    client: httpx.Client, hands: Hands, error: Exception, status: int
+) -> None:
+    hands.error = error
+    answer = client.post("/webhook", json=MESSAGE, headers=BEARER)
+    assert answer.status_code == status
+    assert "PATIENT" not in answer.text
+    hands.error = None
+    assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 200
+
+
+def test_labels_are_handed_on_by_their_kind(client: httpx.Client) -> None:
+    assert client.post("/labels", json=[], headers=BEARER).json() == {"taken": 1, "refused": {}}
+    csv = client.post("/labels", content=b"x", headers={**BEARER, "Content-Type": "text/csv; charset=utf-8"})
+    assert csv.json() == {"taken": 2, "refused": {"unknown_finding": 1}}
+    bad = client.post("/labels", content=b"bad", headers=BEARER)
+    assert (bad.status_code, bad.text) == (400, "refused: line 1: no study\n")
+
+
+def test_health_tells_of_the_database_and_of_baselines(client: httpx.Client, bench: Bench) -> None:
+    assert client.get("/livez").status_code == 200
+    assert client.get("/readyz").json() == {"database": True, "baselines": {"chest-pneumonia": True}}
+    for file in bench.folder.glob("db.sqlite*"):
+        file.unlink()
+    bench.sidecar.look()
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["database"]) == (503, False)
+    assert client.get("/livez").status_code == 200
+    assert "stepwatch_database_up 0.0" in client.get("/metrics").text
+    assert "may be old" in client.get("/").text
+    assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 503
+
+
+@pytest.mark.parametrize("name", ["../db.sqlite", "..%2Fdb.sqlite", "absent.html", "a.txt", "link.html", "%00.html"])
+def test_only_pages_of_the_folder_are_shown(client: httpx.Client, bench: Bench, name: str) -> None:
+    pages = bench.folder / "pages"
+    (pages / "a.txt").write_text("x")
+    (pages / "link.html").symlink_to(bench.folder / "db.sqlite")
+    assert client.get(f"/pages/{name}").status_code == 404
+
+
+def test_a_drawn_page_is_shown_apart_from_ours(client: httpx.Client, bench: Bench) -> None:
+    (bench.folder / "pages" / "a.html").write_text("<p>drawn</p>")
+    answer = client.get("/pages/a.html")
+    assert answer.text == "<p>drawn</p>"
+    assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_the_status_page_runs_nothing_and_fetches_nothing(client: httpx.Client) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert "<script" not in answer.text
+    assert "http" not in answer.text.replace("http-equiv", "")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_a_port_open_to_others_needs_a_token(tmp_path: Path) -> None:
+    assert read_token(Http()) is None
+    with pytest.raises(WatchError, match="openssl rand -hex 32"):
+        read_token(Http(host="0.0.0.0"))
+    file = tmp_path / "token"
+    with pytest.raises(WatchError, match="cannot be read"):
+        read_token(Http(token_file=file))
+    file.write_text("short")
+    with pytest.raises(WatchError, match="fewer than 16"):
+        read_token(Http(token_file=file))
+    file.write_text(TOKEN + "\n")
+    assert read_token(Http(host="0.0.0.0", token_file=file)) == TOKEN
+
+
+def test_a_port_in_use_says_so(client: httpx.Client) -> None:
+    port = client.base_url.port
+    with pytest.raises(WatchError, match=f"cannot listen on 127.0.0.1:{port}"):
+        HttpServer(Http(port=port), Starlette()).start()

@@ -162,6 +162,17 @@ class Log(_Group):
     format: Literal["json", "console"] = Field("json", description="`console` for people.")
 
 
+class Watch(_Group):
+    """The monitor (`stepwatch serve`), beside the other roles under `stepwedge serve`."""
+
+    enabled: bool = Field(True, description="Whether it is started. It needs the `monitor` extra.")
+    config: Path | None = Field(
+        None,
+        description="Its own settings (YAML; `stepwatch settings` prints them). Database, folder and models are those "
+        "of the service where it, or the environment, does not say otherwise.",
+    )
+
+
 class Trust(_Group):
     """Whose signatures the site goes by."""
 
@@ -200,6 +211,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     report: Report = Report()
     log: Log = Log()
+    watch: Watch = Watch()
     trust: Trust = Trust()
     models: list[Model] = Field([], description="The models to run. Each study goes to every one that selects it.")
     destinations: list[Destination] = Field([], description="The nodes that results are sent to.")
@@ -283,6 +295,8 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
             else model
             for model in values["models"]
         ]
+    if isinstance(watch := values.get("watch"), dict) and isinstance(watch.get("config"), str):
+        values["watch"] = {**watch, "config": folder / watch["config"]}
     if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):
         keys = [folder / key if isinstance(key, str) else key for key in trust["keys"]]
         values["trust"] = {**trust, "keys": keys}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 import structlog
+import yaml
 
 from stepwedge import metrics, rundir, workflow
 from stepwedge.identity import load_site
@@ -25,14 +28,17 @@ from stepwedge.store import Store
 log = structlog.get_logger()
 
 # The order in which they stop: first nothing more comes in, then what is under way is finished.
-ROLES = ("listen", "work", "infer")
+ROLES = ("listen", "work", "infer", "watch")
 _LONGEST_PAUSE_SECONDS = 30.0
 # A role that has run this long is taken to be well: its next end starts with the shortest pause again.
 _WELL_SECONDS = 60.0
 _STOP_SECONDS = 15.0  # beyond the worker's own drain time
 # Exit status of a role that cannot start as it is configured (see `cli`): starting it again would not help.
 UNUSABLE = 2
+# The monitor is a program of its own, which meets the service in the database; these come with its extra.
+_MONITOR_NEEDS = ("stepwatch", "jinja2", "pyarrow", "cryptography")
 _PR_SET_PDEATHSIG = 1
+_WATCH_CONFIG = "STEPWATCH_CONFIG"
 
 
 @dataclass
@@ -64,11 +70,15 @@ class Supervisor:
             signal.signal(number, self._asked_to_stop)
         try:
             if settings.http.port is not None:
-                app = build_app(self.checks(), store, settings.metrics_dir)
+                app = build_app(
+                    self.checks(), store, settings.metrics_dir, information={"watch": lambda: self._runs("watch")}
+                )
                 server = HttpServer(settings.http, app)
                 server.start()
             for name in ("infer", "listen", "work"):
                 self._roles[name] = _Role(name, self._spawn(name))
+            if settings.watch.enabled and _has_monitor():
+                self._roles["watch"] = _Role("watch", self._spawn("watch"))
             return self._watch()
         finally:
             self._stop_roles()
@@ -92,7 +102,7 @@ class Supervisor:
                 status = role.process.poll()
                 if status is None:
                     continue
-                if status == UNUSABLE:
+                if status == UNUSABLE and role.name != "watch":
                     log.error("role_cannot_start", name=role.name)
                     return UNUSABLE
                 self._start_again(role, status)
@@ -118,11 +128,19 @@ class Supervisor:
         if now >= role.start_again_at:
             role.process, role.started, role.start_again_at = self._spawn(role.name), now, None
 
+    def _runs(self, name: str) -> bool:
+        role = self._roles.get(name)
+        return role is not None and role.process.poll() is None
+
     def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "stepwedge", name]
         environment = os.environ | {"STEPWEDGE_HTTP__PORT": "null"}
+        if name == "watch":
+            command = [sys.executable, "-m", "stepwatch", "serve"]
+            environment = watch_environment(self._settings, os.environ)
         # A process group of its own: a Ctrl-C in the terminal reaches us, and we stop the roles in order.
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "stepwedge", name],
+            command,
             env=environment,
             start_new_session=True,
             preexec_fn=_end_with_parent,
@@ -145,6 +163,44 @@ class Supervisor:
 
     def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
+
+
+def watch_environment(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
+    """What the monitor is told: where the service keeps its rows, and which models it runs.
+
+    What the environment or the monitor's own settings file say of these comes first.
+    """
+    environment = {name: value for name, value in given.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    said: set[str] = set()
+    if settings.watch.config is not None:
+        environment[_WATCH_CONFIG] = str(settings.watch.config)
+        try:
+            # The monitor itself says what is wrong with its settings.
+            said = set(yaml.safe_load(settings.watch.config.read_text(encoding="utf-8")) or {})
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+            log.error("watch_settings_not_read", file=settings.watch.config.name)
+    models = [
+        {"package": str(model.package.absolute()), "policy": str(model.policy.absolute())} for model in settings.models
+    ]
+    ours = {
+        "database_url": f"sqlite:///{settings.database_file.absolute()}",
+        "data_dir": str((settings.data_dir / "watch").absolute()),
+        "models": json.dumps(models),
+    }
+    for name, value in ours.items():
+        if name not in said:
+            environment.setdefault(f"STEPWATCH_{name.upper()}", value)
+    if "log" not in said:
+        environment.setdefault("STEPWATCH_LOG__LEVEL", settings.log.level)
+        environment.setdefault("STEPWATCH_LOG__FORMAT", settings.log.format)
+    return environment
+
+
+def _has_monitor() -> bool:
+    missing = [name for name in _MONITOR_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        log.warning("not_watched", missing=missing, install="stepwedge[monitor]")
+    return not missing
 
 
 def _end_with_parent() -> None:

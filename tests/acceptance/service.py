@@ -128,6 +128,8 @@ def settings_for(package: Path, policy: Path, destinations: list[dict[str, Any]]
         "worker": {"delivery_backoff_seconds": 0.5, "delivery_backoff_limit_seconds": 2, "drain_seconds": 20},
         "models": [{"package": str(package), "policy": str(policy)}],
         "destinations": destinations,
+        # Where the monitor is meant, a test gives it a port of its own and enables it.
+        "watch": {"enabled": False},
     }
     for group, value in changes.items():
         values[group] = {**values.get(group, {}), **value} if isinstance(value, dict) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import psutil
 import yaml
 from packages import write_package, write_policy
 from peers import free_ports
+from stepwedge.settings import Settings, Watch
+from stepwedge.supervise import watch_environment
 
 SECONDS = 60  # far more than it takes: the command imports what it needs and ends
 
@@ -62,3 +65,23 @@ def test_an_http_port_in_use_ends_it_and_no_role_is_left(tmp_path: Path) -> None
     assert "Traceback" not in answer.stderr
     assert "role_started" not in answer.stderr
     assert configured_by(tmp_path / "stepwedge.yaml") == []
+
+
+def test_the_monitor_is_told_of_the_service_unless_it_knows_better(tmp_path: Path) -> None:
+    model = {"package": tmp_path / "package", "policy": tmp_path / "policy.yaml"}
+    settings = Settings(data_dir=tmp_path, models=[model])
+    told = watch_environment(settings, {"PROMETHEUS_MULTIPROC_DIR": "/service", "PATH": "/bin"})
+    assert told["STEPWATCH_DATABASE_URL"] == f"sqlite:///{tmp_path}/db/stepwedge.sqlite"
+    assert told["STEPWATCH_DATA_DIR"] == f"{tmp_path}/watch"
+    assert json.loads(told["STEPWATCH_MODELS"]) == [{name: str(path) for name, path in model.items()}]
+    assert "PROMETHEUS_MULTIPROC_DIR" not in told
+    assert told["PATH"] == "/bin"
+    # Its environment comes first, and so does its own file.
+    own = tmp_path / "stepwatch.yaml"
+    own.write_text(yaml.safe_dump({"models": [{"package": "/other"}], "log": {"level": "debug"}}), encoding="utf-8")
+    settings = settings.model_copy(update={"watch": Watch(config=own)})
+    told = watch_environment(settings, {"STEPWATCH_DATA_DIR": "/elsewhere"})
+    assert told["STEPWATCH_CONFIG"] == str(own)
+    assert told["STEPWATCH_DATA_DIR"] == "/elsewhere"
+    assert "STEPWATCH_MODELS" not in told
+    assert "STEPWATCH_LOG__LEVEL" not in told

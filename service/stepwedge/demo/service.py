@@ -25,13 +25,16 @@ _READY_SECONDS, _STOP_SECONDS = 180.0, 90.0
 
 def write_settings(folder: Path, receiver_port: int, package: Path, policy: Path) -> Settings:
     """A settings file on free ports, in a folder."""
-    dicom, http, inference = _free_ports(3)
+    dicom, http, inference, watch = _free_ports(4)
+    own = folder / "stepwatch.yaml"
+    own.write_text(yaml.safe_dump({"http": {"port": watch}}), encoding="utf-8")
     values = {
         "data_dir": "data",
         "node": {"port": dicom, "allowed_callers": [CALLER]},
         "completeness": {"quiet_seconds": QUIET_SECONDS, "quiet_seconds_by_modality": {"CT": QUIET_SECONDS}},
         "http": {"port": http},
         "inference": {"port": inference},
+        "watch": {"config": own.name},
         "spool": {"reserve_bytes": 0},
         "models": [{"package": str(package), "policy": str(policy)}],
         "destinations": [

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -53,8 +54,13 @@ class _StoreCollector:
         )
 
 
-def build_app(checks: Checks, store: Store, metrics_dir: Path | None) -> Starlette:
-    """The application. ``checks`` say by name what has to be true for the role to be ready."""
+def build_app(
+    checks: Checks, store: Store, metrics_dir: Path | None, *, information: Checks = MappingProxyType({})
+) -> Starlette:
+    """The application.
+
+    ``checks`` say by name what has to be true for the role to be ready; ``information`` is only told beside it.
+    """
     registry = CollectorRegistry()
     if metrics_dir is not None:
         MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
@@ -65,7 +71,8 @@ def build_app(checks: Checks, store: Store, metrics_dir: Path | None) -> Starlet
 
     def readyz(_: Request) -> Response:
         state = {name: check() for name, check in checks.items()}
-        return JSONResponse(state, status_code=200 if all(state.values()) else 503)
+        status = 200 if all(state.values()) else 503
+        return JSONResponse(state | {name: check() for name, check in information.items()}, status_code=status)
 
     def metrics(_: Request) -> Response:
         body = generate_latest(registry)

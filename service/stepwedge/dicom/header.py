@@ -57,7 +57,7 @@ _REGIONS = {
     "43799004": "CHEST",
     "T-D3000": "CHEST",
     "818981001": "ABDOMEN",
-    "818983003": "ABDOMEN",
+    "113345001": "ABDOMEN",
     "T-D4000": "ABDOMEN",
     "76752008": "BREAST",
     "T-04000": "BREAST",

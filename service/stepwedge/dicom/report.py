@@ -52,16 +52,17 @@ COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 _PRESENCE = Code("705057003", "SCT", "Presence")
 _PRESENCES = {
     Decision.ACT: Code("52101004", "SCT", "Present"),
-    Decision.CLEAR: Code("2667000", "SCT", "Absent"),
+    Decision.CLEAR: Code("272519000", "SCT", "Absent"),
     Decision.DEFER: Code("82334004", "SCT", "Indeterminate"),
     Decision.INCONCLUSIVE: Code("82334004", "SCT", "Indeterminate"),
 }
 _DECISIONS = {decision: f"decision-{decision}" for decision in Decision} | {Decision.INCONCLUSIVE: "decision-inconcl"}
 _TAMPER = {"pass": "tamper-pass", "flagged": "tamper-flagged", "not_fitted": "tamper-unfitted"}
 _ENGLISH = Code("en", "RFC5646", "English")
-_CHEST = Code("51185008", "SCT", "Chest")
+_CHEST = Code("816094009", "SCT", "Chest")
 _PIXELS = Code("{pixels}", "UCUM", "Pixels")
 _CHEST_RADIOGRAPH = Code("399208008", "SCT", "Plain chest X-ray")
+_SOURCE = Code("260753009", "SCT", "Source")
 _IMAGING = Code("363679005", "SCT", "Imaging procedure")
 _PROCEDURES = {  # by Modality (0008,0060)
     "CR": Code("363680008", "SCT", "Radiographic imaging procedure"),
@@ -248,7 +249,7 @@ def _image_library(evidence: Sequence[Dataset]) -> Any:
     library = _container(codes.DCM.ImageLibrary)
     group = _container(codes.DCM.ImageLibraryGroup)
     for item in evidence:
-        image = _image_item(Code("260753009", "SCT", "Source"), reference(item))
+        image = _image_item(_SOURCE, reference(item))
         image.ContentSequence = sr.ContentSequence(_descriptors(item))
         group.ContentSequence.append(image)
     library.ContentSequence.append(group)

@@ -23,7 +23,8 @@ _TOLERANCE = 0.002  # of float32 outputs: on GPUs sums are taken in another orde
 # Names of classes that say that nothing was found.
 _NOTHING = frozenset({"normal", "no_finding", "no_findings", "negative", "none", "healthy", "clear"})
 
-# SNOMED CT codes of findings on chest images, by class names in use. A name that is not here is for a person to code.
+# SNOMED CT codes of findings on chest images, by class names in use: DICOM's own choice (PS3.16) where it has one, else
+# as published value sets have them. A name that is not here is for a person to code.
 _CODES: Mapping[str, tuple[str, str]] = {
     "pneumonia": ("233604007", "Pneumonia"),
     "bacterial_pneumonia": ("53084003", "Bacterial pneumonia"),
@@ -31,7 +32,7 @@ _CODES: Mapping[str, tuple[str, str]] = {
     "pneumothorax": ("36118008", "Pneumothorax"),
     "effusion": ("60046008", "Pleural effusion"),
     "pleural_effusion": ("60046008", "Pleural effusion"),
-    "cardiomegaly": ("8186001", "Cardiomegaly"),
+    "cardiomegaly": ("287272002", "Cardiomegaly"),
     "atelectasis": ("46621007", "Atelectasis"),
     "emphysema": ("87433001", "Pulmonary emphysema"),
     "edema": ("19242006", "Pulmonary edema"),

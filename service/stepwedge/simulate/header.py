@@ -27,7 +27,7 @@ _DETECTOR_WIDTH = 250.0  # mm, where the equipment states no pixel spacing
 
 # SNOMED CT codes of the views (PS3.16 CID 4010) and of the region (CID 4009).
 _VIEWS = {"AP": ("399348003", "antero-posterior"), "PA": ("272479007", "postero-anterior")}
-_CHEST = ("51185008", "Chest")
+_CHEST = ("816094009", "Chest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,7 @@ def test_a_report_carries_everything_that_made_the_answer(tmp_path: Path) -> Non
     ("decision", "presence"),
     [
         (Decision.ACT, ["52101004"]),
-        (Decision.CLEAR, ["2667000"]),
+        (Decision.CLEAR, ["272519000"]),
         (Decision.DEFER, ["82334004"]),
         (Decision.NONE, []),
     ],

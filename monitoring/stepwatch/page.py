@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -153,16 +153,22 @@ def _card(signals: Sequence[SignalRecord], view: View, alarmed: set[tuple[str, s
     column = column_of(chosen.signal)
     aspect = chosen.signal.removeprefix(column).strip().lstrip("=")
     finding = column.startswith(_PROBABILITY)
+    points = view.points.get((chosen.signal, chosen.stratum), ())
+    value = value_text(chosen.signal, chosen.present_value)
+    if is_prevalence(chosen.signal):
+        # The bets tell whether it has changed, and hardly to what: that is in the table of prevalences.
+        points = tuple(replace(point, value=math.nan) for point in points)
+        value = f"was {value_text(chosen.signal, chosen.baseline_value)}"
     return Card(
         title=column.removeprefix(_PROBABILITY).replace("_", " ") if finding else column,
         aspect=aspect or ("prevalence" if finding else ""),
         stratum=stratum_text(chosen.stratum),
-        value=value_text(chosen.signal, chosen.present_value),
+        value=value,
         usual=f"{value_text(chosen.signal, chosen.low)} … {value_text(chosen.signal, chosen.high)}",
         evidence=f"{max(chosen.evidence, 0.0):.1f}",
         level=level,
         plot=draw(
-            view.points.get((chosen.signal, chosen.stratum), ()),
+            points,
             low=chosen.low,
             high=chosen.high,
             baseline=chosen.baseline_value,
@@ -175,7 +181,7 @@ def _row(signal: SignalRecord) -> dict[str, str]:
     return {
         "signal": signal.signal,
         "where": stratum_text(signal.stratum),
-        "value": value_text(signal.signal, signal.present_value),
+        "value": "–" if is_prevalence(signal.signal) else value_text(signal.signal, signal.present_value),
         "baseline": value_text(signal.signal, signal.baseline_value),
         "band": f"{value_text(signal.signal, signal.low)} … {value_text(signal.signal, signal.high)}",
         "evidence": f"{signal.evidence:.1f}",
@@ -187,6 +193,11 @@ def column_of(signal: str) -> str:
     for aspect in _ASPECTS:
         signal = signal.removesuffix(aspect)
     return signal.partition("=")[0].partition(" ≤ ")[0].partition(" distance ")[0]
+
+
+def is_prevalence(signal: str) -> bool:
+    """Whether a signal bets on the prevalence of a finding."""
+    return signal.startswith(_PROBABILITY) and signal == column_of(signal)
 
 
 def value_text(signal: str, value: float) -> str:

@@ -185,3 +185,13 @@ def test_history_keeps_no_more_signals_than_it_says() -> None:
     history = History()
     history.add(20, [StandInSignal(signal=f"signal {n}") for n in range(5000)])
     assert len(history.copy()) == 1500
+
+
+def test_of_a_prevalence_the_evidence_is_shown_and_no_present_value_that_bets_cannot_tell() -> None:
+    signal = StandInSignal(signal="probability.viral_pneumonia", baseline_value=0.31, present_value=0.99)
+    text = page(view(signals=(signal,), points={(signal.signal, ""): (Point(20, 0.99, 1.0), Point(40, 0.99, 2.0))}))
+    assert "viral pneumonia" in text
+    assert "was 31.0 %" in text
+    assert "99.0 %" not in text
+    assert 'class="evidence"' in text
+    assert 'class="values"' not in text

@@ -29,7 +29,7 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
 from stepwedge.pipeline import Equipment, combine, observation_of
-from stepwedge.records import Decision, FloatArray, ImageResult, Reason, State, UnitResult
+from stepwedge.records import Decision, Finding, FloatArray, ImageResult, Reason, State, UnitResult
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, StoredInstance, Unit, unit_id
 
@@ -203,7 +203,7 @@ def _publish(
         objects: Sequence[ReportObject] = ()
         evidence = intake.evidence
         if wanted.get(result.state, True) and of_one_patient(evidence) and evidence:
-            picture, heat = _shown(intake, equipment)
+            picture, heat = _shown(result, intake, equipment)
             try:
                 objects = write_report(
                     temporary,
@@ -300,25 +300,32 @@ def _predecessor(unit: Unit, settings: Settings) -> Predecessor | None:
     return None
 
 
-def _shown(intake: Intake, equipment: Equipment) -> tuple[FloatArray | None, PlacedHeat | None]:
+def _shown(result: UnitResult, intake: Intake, equipment: Equipment) -> tuple[FloatArray | None, PlacedHeat | None]:
     """The picture of the image that drove the answer, and its heat map; of images that answered, if any did."""
-    order = sorted(
-        (image.gate.verdict.severity, intake.views[index].heat is None, -_strongest(image), index)
-        for index, image in enumerate(intake.images)
-        if intake.views[index].picture is not None
-    )
-    if not order:
+    driving = _driving(result.findings)
+
+    def rank(index: int) -> tuple[int, bool, float]:
+        image, heat = intake.images[index], intake.views[index].heat
+        strongest = max((f.probability for f in image.findings if f.name in driving), default=0.0)
+        return image.gate.verdict.severity, heat is None or heat.finding not in driving, -strongest
+
+    pictured = [index for index, view in enumerate(intake.views) if view.picture is not None]
+    if not pictured:
         return None, None
-    view, header = intake.views[order[0][-1]], intake.shown[order[0][-1]]
+    first = min(pictured, key=rank)
+    view, header = intake.views[first], intake.shown[first]
     if view.heat is None or header is None:
         return view.picture, None
     return view.picture, PlacedHeat(heat=view.heat, image=header, spec=equipment.package.manifest.input)
 
 
-def _strongest(image: ImageResult) -> float:
-    """The largest probability of a finding that is acted upon; of any, where none is."""
-    acted = [finding.probability for finding in image.findings if finding.decision is Decision.ACT]
-    return max(acted or [finding.probability for finding in image.findings], default=0.0)
+def _driving(findings: Sequence[Finding]) -> set[str]:
+    """The findings that are acted upon; those left to a person where none is, and all where none of these is either."""
+    for wanted in (Decision.ACT, Decision.DEFER):
+        names = {finding.name for finding in findings if finding.decision is wanted}
+        if names:
+            return names
+    return {finding.name for finding in findings}
 
 
 def _summed(images: Sequence[ImageResult]) -> dict[str, float]:

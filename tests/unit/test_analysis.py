@@ -259,6 +259,50 @@ class TestStates:
         assert observation.images == 2
 
 
+class TestThePicture:
+    """A report shows one image: the one that its answer comes from."""
+
+    @staticmethod
+    def shown(department: Department, *images: Dataset) -> float:
+        """The mean of the picture in the report of a study of these images."""
+        seen: list[float] = []
+
+        def written(_folder: Path, _result: UnitResult, _evidence: object, picture: Any, **_: object) -> list[Any]:
+            seen.append(float(picture.mean()))
+            return []
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stepwedge.analysis.write_report", written)
+            department.analyse(department.revision(*images))
+        (mean,) = seen
+        return mean
+
+    @pytest.mark.parametrize(
+        ("levels", "wanted"),
+        [
+            pytest.param((DARK, 0.75, BRIGHT), BRIGHT, id="acted upon"),
+            pytest.param((BRIGHT, 0.75, DARK), BRIGHT, id="whatever the order"),
+            pytest.param((DARK, GREY), GREY, id="deferred"),
+            pytest.param((DARK, 0.15), DARK, id="cleared"),
+        ],
+    )
+    def test_it_is_the_image_of_the_largest_probability(
+        self, department: Department, levels: tuple[float, ...], wanted: float
+    ) -> None:
+        mean = self.shown(department, *(image_of_study(level) for level in levels))
+        assert mean == pytest.approx(wanted, abs=0.01)
+
+    def test_an_image_that_the_gate_accepts_goes_before_one_that_it_defers(self, department: Department) -> None:
+        package = department.equipment.package
+        use = package.manifest.intended_use.model_copy(update={"age_years": (18.0, 120.0)})
+        adults = package.model_copy(update={"manifest": package.manifest.model_copy(update={"intended_use": use})})
+        department.equipment = replace(department.equipment, package=adults)
+        child, adult = image_of_study(BRIGHT, PatientAge="005Y"), image_of_study(DARK, PatientAge="050Y")
+        for dataset in (child, adult):
+            dataset.PatientBirthDate = ""
+        assert self.shown(department, child, adult) == pytest.approx(DARK, abs=0.01)
+
+
 class TestAFailedUnit:
     def test_an_instance_that_is_gone_fails_it_although_others_are_there(self, department: Department) -> None:
         revision = department.revision(image_of_study(BRIGHT), image_of_study(DARK))

@@ -129,6 +129,12 @@ def add(commands: Commands) -> None:
     )
     evaluate.add_argument("--policy", type=Path, metavar="FILE", help="site policy whose costs and prevalence decide")
     evaluate.add_argument("--json", action="store_true", help="one JSON object instead of a card")
+    evaluate.add_argument(
+        "--cases",
+        type=Path,
+        metavar="FILE",
+        help="write what was decided for each image (JSON lines, patients by number), to compare packages case by case",
+    )
     evaluate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     evaluate.add_argument(
         "--allow-unreadable", type=int, default=0, metavar="N", help="images that may be unreadable (default: 0)"
@@ -310,6 +316,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _evaluation(options: argparse.Namespace, shown: Shown) -> Evaluation:
     from stepwedge.inference.engine import OnnxEngine
     from stepwedge.manifest import load_package
+    from stepwedge.package.cases import write_cases
     from stepwedge.package.dataset import of_fold, read_labels
     from stepwedge.package.measure import declared_rate, evaluation_of
     from stepwedge.package.observe import answers, refuse_failed, refuse_unreadable
@@ -328,6 +335,8 @@ def _evaluation(options: argparse.Namespace, shown: Shown) -> Evaluation:
     answered = answers(chosen, equipment, progress=shown.progress)
     refuse_unreadable(answered, allowed=options.allow_unreadable)
     refuse_failed(answered)
+    if options.cases:
+        write_cases(options.cases, answered, equipment)
     shown.step("Measuring")
     return evaluation_of(answered, equipment, fold=options.fold or "given", declared=declared_rate(package.path))
 

@@ -1,10 +1,9 @@
 """Attacks on a model's answer, to measure the tamper check with. Planes are float32 (n, rows, columns) on 0…1.
 
 Every attack tries to carry the log-odds of one finding to the other side, whichever that is for an image, and has
-succeeded where they end there (``Target``). Sources: FGSM, Goodfellow et al. 2015; PGD, Madry
-et al. 2018; DeepFool, Moosavi-Dezfooli et al. 2016; CW, Carlini and Wagner 2017; the patch, after Brown et al. 2017,
-for one image and one place; the blind attack, after Square, Andriushchenko et al. 2020; the adaptive attacker, Tramèr
-et al. 2020.
+succeeded where they end there (``Target``). Sources: FGSM, Goodfellow et al. 2015; PGD, Madry et al. 2018; DeepFool,
+Moosavi-Dezfooli et al. 2016; CW, Carlini and Wagner 2017; the patch, after Brown et al. 2017, for one image and one
+place; the blind attack, after Square, Andriushchenko et al. 2020; the adaptive attacker, Tramèr et al. 2020.
 """
 
 from __future__ import annotations
@@ -300,4 +299,4 @@ def _wide(values: NDArray[np.generic]) -> FloatArray:
 
 
 def _clipped(planes: NDArray[np.floating]) -> FloatArray:
-    return np.clip(planes, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(planes, 0.0, 1.0), np.float32)

@@ -262,7 +262,7 @@ def _relu(b: _Backward, node: onnx.NodeProto, attributes: Attributes, cotangent:
 
 
 def _sigmoid(b: _Backward, node: onnx.NodeProto, attributes: Attributes, cotangent: str) -> Parts:
-    one = b.constant(np.float32(1))
+    one = b.constant(np.ones((), np.float32))
     slope = b.add("Mul", [node.output[0], b.add("Sub", [one, node.output[0]])])
     return [(node.input[0], b.add("Mul", [cotangent, slope]))]
 
@@ -311,7 +311,7 @@ def _mean(b: _Backward, node: onnx.NodeProto, attributes: Attributes, cotangent:
         given = attributes.get("axes")
         axes = [int(a) % len(shape) for a in (b.constants[node.input[1]] if given is None else given)]
     size = b.constant(np.asarray([1 if i in axes else (n or -1) for i, n in enumerate(shape)], np.int64))
-    share = b.constant(np.float32(1 / np.prod([shape[axis] for axis in axes])))
+    share = b.constant(np.asarray(1 / np.prod([shape[axis] for axis in axes]), np.float32))
     small = b.add("Mul", [b.add("Reshape", [cotangent, size]), share])
     return [(node.input[0], b.add("Expand", [small, b.add("Shape", [node.input[0]])]))]
 

@@ -5,7 +5,8 @@ from one kind of other ones: turned, flipped, cropped, blurred, written across, 
 distance says how far an image lies from the accepted ones, whatever the reason (principal components, after Hotelling,
 J. Educ. Psych. 1933; the part within them and the rest apart, as in process monitoring: Jackson and Mudholkar,
 Technometrics 1979). A head that fires rejects, and so does a distance beyond the far limit. A distance beyond the near
-limit alone is another population or another scanner, and defers.
+limit alone is another population or another scanner, and defers. What is named as the reason is the change that all
+heads' excesses together speak for.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ HEADS: Mapping[str, tuple[str, str]] = {
     "noisy": ("content_not_intended", "noise covers it"),
     "other": ("content_not_intended", "another body part, another kind of image or none"),
 }
-# Heads whose kinds of change lie next to what another population looks like: there they defer up to _SURE.
-_SUBTLE = ("flipped", "cropped", "blurred", "written_across")
-_SURE = 1.0  # of a head's unit beyond its limit
+_NAMES = tuple(HEADS)
+# Heads that another population's ordinary images may trip a little. Where an image is unlike the accepted ones anyway,
+# these alone defer up to _SURE: at most 1 in 100 photographs and drawings lie below it, and adults' chests mostly do.
+_SUBTLE = frozenset({"flipped", "cropped", "blurred", "saturated", "written_across", "other"})
+_SURE = 2.0  # of a head's unit beyond what rejects
 
 # Groups of numbers that the distance looks at, each by itself.
 DISTANCES = ("thumb", "coarse_edges")
 
+_NAMED_WITHIN = 6.0  # units of excess
 _WIDEST = 8.0  # standard deviations: no single number counts for more
 
 
@@ -53,6 +57,8 @@ class ContentGate:
     bias: FloatArray  # (heads,)
     limits: FloatArray  # (heads,)
     units: FloatArray  # (heads,)
+    naming: FloatArray  # (heads, heads) from all excesses to what most likely was done: a linear score of each
+    naming_bias: FloatArray  # (heads,)
     components: Mapping[str, FloatArray]  # by DISTANCES: (components, numbers of the group)
     variances: Mapping[str, FloatArray]  # (components,)
     centres: FloatArray  # (distances, 2) mean logarithm of the distance within and beside the components
@@ -78,6 +84,8 @@ class ContentGate:
             "bias": (len(HEADS),),
             "limits": (len(HEADS),),
             "units": (len(HEADS),),
+            "naming": (len(HEADS), len(HEADS)),
+            "naming_bias": (len(HEADS),),
             "centres": (len(DISTANCES), 2),
             "spreads": (len(DISTANCES), 2),
             "numbers": (len(_NUMBERS),),
@@ -115,7 +123,7 @@ class ContentGate:
         return arrays
 
 
-_PLAIN = ("mean", "sd", "weights", "bias", "limits", "units", "centres", "spreads", "numbers")
+_PLAIN = ("mean", "sd", "weights", "bias", "limits", "units", "naming", "naming_bias", "centres", "spreads", "numbers")
 _NUMBERS = (
     "reject_above",
     "defer_above",
@@ -146,18 +154,22 @@ def judge_content(image: Image, statistics: PixelStatistics, fitted: ContentGate
     distance = float(distances(standard, fitted)[0])
     measures = {f"content.{name}": float(value) for name, value in zip(HEADS, beyond, strict=True)}
     measures["content.distance"] = distance
-    verdict, reasons = _judged(beyond - fitted.reject_above, distance, fitted)
+    verdict, reasons = judged(beyond, distance, fitted)
     return GateVerdict(verdict=verdict, reasons=reasons, measures=measures)
 
 
-def _judged(beyond: FloatArray, distance: float, fitted: ContentGate) -> tuple[Verdict, tuple[Reason, ...]]:
+def judged(beyond: FloatArray, distance: float, fitted: ContentGate) -> tuple[Verdict, tuple[Reason, ...]]:
+    """The verdict on one image, by its heads' excesses (heads,) and its distance, with the reason."""
     unlike = distance > fitted.defer_above
-    names = list(HEADS)
-    order = [names[index] for index in np.argsort(-beyond) if beyond[index] > 0]
-    if order:
-        code, detail = HEADS[order[0]]
+    firing = {
+        name: float(value - fitted.reject_above)
+        for name, value in zip(_NAMES, beyond, strict=True)
+        if value > fitted.reject_above
+    }
+    if firing:
+        code, detail = HEADS[most_likely(beyond, fitted)]
         reason = Reason(code=code, detail=detail)
-        unsure = all(name in _SUBTLE and beyond[names.index(name)] < _SURE for name in order)
+        unsure = all(name in _SUBTLE and value < _SURE for name, value in firing.items())
         if not (unlike and unsure):
             return Verdict.REJECT, (reason,)
         return Verdict.DEFER, (Reason(code="population_not_intended"), reason)
@@ -166,6 +178,11 @@ def _judged(beyond: FloatArray, distance: float, fitted: ContentGate) -> tuple[V
     if unlike:
         return Verdict.DEFER, (Reason(code="population_not_intended"),)
     return Verdict.ACCEPT, ()
+
+
+def most_likely(beyond: FloatArray, fitted: ContentGate) -> str:
+    """The head whose change most likely was made, by all heads' excesses (heads,)."""
+    return _NAMES[int(np.argmax(fitted.naming @ bounded(beyond) + fitted.naming_bias))]
 
 
 # --- The figures behind it, for many images at once; fitting uses them too -----------------------------------------
@@ -179,6 +196,11 @@ def standardised(features: FloatArray, mean: FloatArray, sd: FloatArray) -> Floa
 def excesses(standard: FloatArray, fitted: ContentGate) -> FloatArray:
     """By how many units each head's score lies beyond its limit, (n, heads)."""
     return np.asarray((standard @ fitted.weights.T + fitted.bias - fitted.limits) / fitted.units, np.float32)
+
+
+def bounded(beyond: FloatArray) -> FloatArray:
+    """Excesses (…, heads) as naming takes them: beyond a few units they say no more."""
+    return np.asarray(np.clip(beyond, -_NAMED_WITHIN, _NAMED_WITHIN), np.float32)
 
 
 def distances(standard: FloatArray, fitted: ContentGate) -> FloatArray:

@@ -6,8 +6,10 @@ to what it was. The answer for an untouched image goes either way, and less far.
 goes on average over such variants, for each finding in units of what is rare in untouched images. The idea is that of
 feature squeezing (Xu et al., NDSS 2018) and of input transformations (Guo et al., ICLR 2018).
 
-It notices an attacker who does not know of it. One who does gets through: there, only knowing where an image comes
-from helps.
+It notices changes that follow this network's own gradient, made by somebody who does not know of the check. Somebody
+who does gets through; and so, mostly, do changes made on another network that happen to carry over, and coarse ones
+found by asking the model again and again: neither is balanced on its finest detail. There, only knowing where an image
+comes from helps.
 """
 
 from __future__ import annotations
@@ -163,8 +165,9 @@ def judge_tamper(outputs: NDArray[np.float32], manifest: Manifest, check: Tamper
 
 def measure(outputs: NDArray[np.float32], manifest: Manifest, check: TamperCheck) -> Floats:
     """The largest weighted change of any finding in units of its scale, (n,), from (n, 1 + variants, classes)."""
-    odds = log_odds(outputs, manifest, check.findings)
-    return np.asarray((weighted_changes(odds, check.middle) / check.scale).max(axis=1))
+    with np.errstate(invalid="ignore"):  # what is no number stays so, and is not passed
+        odds = log_odds(outputs, manifest, check.findings)
+        return np.asarray((weighted_changes(odds, check.middle) / check.scale).max(axis=1))
 
 
 def log_odds(outputs: NDArray[np.float32], manifest: Manifest, findings: tuple[str, ...]) -> Floats:

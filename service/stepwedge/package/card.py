@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from stepwedge.manifest import Calibration, FindingCalibration, FindingSpec, Manifest
 from stepwedge.package.figures import (
     EVALUATION,
+    KNOWING,
     CostFigures,
     Estimate,
     Evaluation,
@@ -38,8 +39,8 @@ def card(manifest: Manifest, calibration: Calibration, evaluation: Evaluation) -
         _calibration(manifest, calibration, evaluation),
         _decisions(manifest, calibration, evaluation),
         _subgroups(evaluation),
-        _gate(evaluation.gate),
-        _tamper(evaluation.tamper),
+        _gate(evaluation.gate, evaluation.notes.content_detection),
+        _tamper(evaluation.tamper, evaluation.notes.tamper_attacks),
         _faithfulness(evaluation.faithfulness),
         _confounders(evaluation.notes),
         _limits(manifest, calibration, evaluation),
@@ -328,27 +329,46 @@ def _subgroups(evaluation: Evaluation) -> str:
     return "\n\n".join(parts + ([_bullets(notes)] if notes else []))
 
 
-def _gate(figures: GateFigures | None) -> str:
+def _gate(figures: GateFigures | None, detection: Sequence[Measured]) -> str:
     if figures is None:
-        return (
+        text = (
             "## Validity gate\n\nNothing was measured: whether images that are not such as the model was accepted on "
             "are refused is unknown."
         )
-    text = (
-        f"Fitted to refuse {figures.declared:.1%} of proper images. Measured on the {figures.fold} fold, which it was "
-        "not fitted on."
-    )
-    return _measured("Validity gate", text, figures.rows, figures.notes)
+    else:
+        text = (
+            f"Fitted to refuse {figures.declared:.1%} of proper images. Measured on the {figures.fold} fold, which it "
+            "was not fitted on."
+        )
+        text = _measured("Validity gate", text, figures.rows, figures.notes)
+        if detection:
+            text += f"\n\nShare not accepted of images that the model was not made for:\n\n{_rows(detection)}"
+    return text
 
 
-def _tamper(figures: TamperFigures | None) -> str:
+def _tamper(figures: TamperFigures | None, attacks: Sequence[Measured]) -> str:
     if figures is None:
         return "## Tamper check\n\nNothing was measured: images that were altered to mislead the model may pass."
     text = (
         f"Fitted to flag {figures.declared:.1%} of untouched images. Measured on the {figures.fold} fold, which it was "
         "not fitted on."
     )
-    return _measured("Tamper check", text, figures.rows, figures.notes)
+    return _measured("Tamper check", text, figures.rows, figures.notes) + f"\n\n{_attacks(attacks)}"
+
+
+def _attacks(rows: Sequence[Measured]) -> str:
+    if not rows:
+        return "Which attacks it catches was not measured."
+    known = [row for row in rows if row.what.startswith(KNOWING)]
+    count = sum(row.n for row in known)
+    measured = f"{sum(round(row.value * row.n) for row in known)} of {count} such attacks were flagged" if count else ""
+    return (
+        f"Share flagged, of harmless changes and of the attacks that changed the answer:\n\n{_rows(rows)}\n\n"
+        f"**An attacker who knows the check gets through** ({measured or 'not measured here'}), and no check of the "
+        "image alone would stop one. What protects is knowing that an image is the one that was sent, and by whom: the "
+        "digest of the data set taken at receipt and compared before the model sees it, and the systems that sent it, "
+        "which every observation names."
+    )
 
 
 def _faithfulness(figures: FaithfulnessFigures | None) -> str:
@@ -359,6 +379,11 @@ def _faithfulness(figures: FaithfulnessFigures | None) -> str:
 
 
 def _measured(title: str, text: str, rows: Sequence[Measured], notes: Sequence[str]) -> str:
+    parts = [f"## {title}", text, _rows(rows)]
+    return "\n\n".join(parts + ([_bullets(notes)] if notes else []))
+
+
+def _rows(rows: Sequence[Measured]) -> str:
     lines = [
         (
             row.what,
@@ -368,8 +393,7 @@ def _measured(title: str, text: str, rows: Sequence[Measured], notes: Sequence[s
         )
         for row in rows
     ]
-    parts = [f"## {title}", text, _table(("what", "n", "value", "note"), lines)]
-    return "\n\n".join(parts + ([_bullets(notes)] if notes else []))
+    return _table(("what", "n", "value", "note"), lines)
 
 
 def _confounders(notes: Notes) -> str:

@@ -59,11 +59,12 @@ def flipped(image: FloatArray, _: np.random.Generator) -> FloatArray:
 
 
 def cropped(image: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Half of the image: of its width, of its height, of both, or of its area, anywhere in it."""
+    """Half of the image: of its width, of its height, of both, or of its area; anywhere in it, often at its edges."""
     kind = rng.integers(4)
     area = np.sqrt(0.5)
     rows, columns = ((1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (area, area))[kind]
-    return cut(image, rows * rng.uniform(0.85, 1.0), columns * rng.uniform(0.85, 1.0), rng.random(), rng.random())
+    down, across = (rng.choice([0.0, 1.0, rng.random(), rng.random()]) for _ in range(2))
+    return cut(image, rows * rng.uniform(0.85, 1.0), columns * rng.uniform(0.85, 1.0), down, across)
 
 
 def cut(image: FloatArray, rows: float, columns: float, down: float, across: float) -> FloatArray:

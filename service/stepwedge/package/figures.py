@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stepwedge.errors import PackageError, describe_validation
 
 EVALUATION = "evaluation.json"
+KNOWING = "attacker who knows the check"  # what rows of ``tamper_attacks`` begin with that such a one made
 
 
 class _Strict(BaseModel):
@@ -170,6 +171,8 @@ class Notes(_Strict):
     confounders: list[Check] = []
     confounder_notes: list[str] = []
     subgroup_notes: list[str] = []
+    content_detection: list[Measured] = []  # shares not accepted of images that the model was not made for
+    tamper_attacks: list[Measured] = []  # shares flagged, of harmless changes too
     limits: list[str] = []
 
 

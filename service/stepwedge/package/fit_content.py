@@ -24,6 +24,7 @@ from stepwedge.gate.content import (
     DISTANCES,
     HEADS,
     ContentGate,
+    bounded,
     distances,
     excesses,
     raw_distances,
@@ -42,16 +43,18 @@ _COMPONENTS = {"thumb": 20, "coarse_edges": 40}
 _CHANGED_IMAGES = 600  # at most so many images are changed; more would take time and add little
 _WORKING_SIDE = 320  # pixels of the shorter side of changed copies: beyond what is looked at
 _LEAST_FOREIGN = 600  # drawings
-_COPIES = {"rotated": 2, "cropped": 2, "blurred": 2, "written_across": 2, "other": 3, "grey_scale": 2, "saturated": 2}
+_COPIES = {"rotated": 2, "cropped": 5, "blurred": 2, "written_across": 2, "other": 3, "grey_scale": 2, "saturated": 2}
 _ORDINARY = 3  # ordinary variants of an image, which are accepted; flipped ones count for the head that sees flips
-_STRENGTH = 1e-3  # inverse of the penalty on weights, in scikit-learn's sense
+_STRENGTH = 1e-2  # inverse of the penalty on weights, in scikit-learn's sense
+_NAMING_STRENGTH = 0.1
 _SMALLEST_SD = 1e-3
-_CLEAN_TAIL = 0.998  # quantile of the accepted images' scores from which a head's limit is measured
+_CLEAN_TAIL = 0.994  # quantile of the accepted images' scores from which a head's limit is measured
 _CHANGED_TAIL = 0.01  # quantile of the changed images' scores that it should lie below
 _BETWEEN = 0.5  # where between the two
 
 # The groups of numbers that a head looks at; all but the grey scale where it is not named.
 _LOOK = ("thumb", "fine_edges", "coarse_edges", "cells", "whole")
+_EMPHASIS: Mapping[str, float] = {"cropped": 8.0, "written_across": 4.0}  # on the few numbers of the whole image
 _LOOKS: Mapping[str, tuple[str, ...]] = {"blurred": ("cells", "whole"), "grey_scale": ("whole", "grey")}
 
 
@@ -101,23 +104,32 @@ def fit_content(
             f"the content gate needs at least {least} images for a false rejection rate of {false_rejection:g}, "
             f"and there are {len(patients)}; give it more images, or build without a gate"
         )
-    material = _material(images, patients, seed, progress)
+    return _calibrated(_material(images, patients, seed, progress), false_rejection)
+
+
+def _calibrated(material: _Material, false_rejection: float) -> ContentGate:
+    """Heads, components and limits from the features."""
     folds = _folds(material.clean_groups)
-    heads = np.empty((len(patients), len(HEADS)), np.float32)
+    count = len(material.clean)
+    heads = np.empty((count, len(HEADS)), np.float32)
     parts = [_fitted(material, np.flatnonzero(folds != fold), folds, fold) for fold in range(_FOLDS)]
-    raw = np.empty((len(patients), len(DISTANCES), 2), np.float32)
+    raw = np.empty((count, len(DISTANCES), 2), np.float32)
     for fold, part in enumerate(parts):
         held = folds == fold
         standard = standardised(material.clean[held], part.mean, part.sd)
         heads[held] = excesses(standard, part)
         raw[held] = raw_distances(standard, part.components, part.variances)
-    limits, units = _limits(heads, _changed_scores(material, parts, folds))
+    changed = _changed_scores(material, parts, folds)
+    limits, units = _limits(heads, changed)
+    naming, naming_bias = _naming({name: (scores - limits) / units for name, scores in changed.items()})
     centres, spreads = raw.mean(axis=0), np.maximum(raw.std(axis=0), _SMALLEST_SD)
     scaled = ((raw - centres) / spreads).max(axis=(1, 2))
     whole = replace(
-        _fitted(material, np.arange(len(patients)), folds, -1),
+        _fitted(material, np.arange(count), folds, -1),
         limits=limits,
         units=units,
+        naming=naming,
+        naming_bias=naming_bias,
         centres=centres,
         spreads=spreads,
     )
@@ -154,7 +166,7 @@ def _limits(clean: FloatArray, changed: Mapping[str, FloatArray]) -> tuple[Float
     limits, units = [], []
     for index, name in enumerate(HEADS):
         tail = float(np.quantile(clean[:, index], _CLEAN_TAIL))
-        gap = max(float(np.quantile(changed[name], _CHANGED_TAIL)) - tail, 0.0)
+        gap = max(float(np.quantile(changed[name][:, index], _CHANGED_TAIL)) - tail, 0.0)
         limits.append(tail + _BETWEEN * gap)
         units.append(max(float(clean[:, index].std()), _BETWEEN * gap, _SMALLEST_SD))
     return np.array(limits, np.float32), np.array(units, np.float32)
@@ -163,16 +175,23 @@ def _limits(clean: FloatArray, changed: Mapping[str, FloatArray]) -> tuple[Float
 def _changed_scores(
     material: _Material, parts: Sequence[ContentGate], folds: NDArray[np.int64]
 ) -> dict[str, FloatArray]:
-    """What each head says of the images that it is for, out of fold."""
+    """What the heads say, out of fold, of the images that each one is for: by head, (images, heads)."""
     scores = {}
-    for index, name in enumerate(HEADS):
+    for name in HEADS:
         fold_of = _fold_of(material.changed_groups[name], material.clean_groups, folds)
         found = [
-            excesses(_standard(material.changed[name][fold_of == fold], part), part)[:, index]
-            for fold, part in enumerate(parts)
+            excesses(_standard(material.changed[name][fold_of == fold], part), part) for fold, part in enumerate(parts)
         ]
         scores[name] = np.concatenate(found)
     return scores
+
+
+def _naming(beyond: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """From all heads' excesses to what most likely was done, every head's change being equally likely beforehand."""
+    truth = np.repeat(np.arange(len(HEADS)), [len(beyond[name]) for name in HEADS])
+    seen = bounded(np.concatenate([beyond[name] for name in HEADS]))
+    model = LogisticRegression(C=_NAMING_STRENGTH, class_weight="balanced", max_iter=1000).fit(seen, truth)
+    return model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
 
 
 def _fold_of(groups: NDArray[np.int64], clean_groups: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -269,10 +288,12 @@ def _fitted(material: _Material, kept: NDArray[np.int64], folds: NDArray[np.int6
     for index, name in enumerate(HEADS):
         changed = standardised(without(material.changed[name], material.changed_groups[name]), mean, sd)
         columns = np.concatenate([np.arange(FEATURES)[LAYOUT[group]] for group in _LOOKS.get(name, _LOOK)])
+        emphasis = np.ones(FEATURES, np.float32)
+        emphasis[LAYOUT["whole"]] = _EMPHASIS.get(name, 1.0)
         model = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=300)
         truth = np.repeat([0, 1], [len(standard), len(changed)])
-        model.fit(np.concatenate([standard, changed])[:, columns], truth)
-        weights[index, columns], bias[index] = model.coef_[0], model.intercept_[0]
+        model.fit((np.concatenate([standard, changed]) * emphasis)[:, columns], truth)
+        weights[index, columns], bias[index] = model.coef_[0] * emphasis[columns], model.intercept_[0]
     components, variances = {}, {}
     own = standardised(material.clean[kept], mean, sd)
     for group in DISTANCES:
@@ -288,6 +309,8 @@ def _fitted(material: _Material, kept: NDArray[np.int64], folds: NDArray[np.int6
         bias=bias,
         limits=np.zeros(len(HEADS), np.float32),
         units=np.ones(len(HEADS), np.float32),
+        naming=np.eye(len(HEADS), dtype=np.float32),
+        naming_bias=np.zeros(len(HEADS), np.float32),
         components=components,
         variances=variances,
         centres=np.zeros((len(DISTANCES), 2), np.float32),

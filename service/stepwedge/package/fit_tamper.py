@@ -1,9 +1,16 @@
 """Fitting the tamper check: how far untouched images' answers go under its variants, and where to put the threshold.
 
-No attack is needed, and none is fitted to. The threshold is an order statistic of images that the check has not seen
-another way, so the declared rate bounds the expected one for images drawn as these were, whatever their distribution
-(Vovk et al. 2005): with n images and rate r, the ⌈(n + 1)(1 − r)⌉-th smallest measure. Fewer than 1/r − 1 images
-cannot vouch for r: then the largest measure is taken, and the check states the rate that it can vouch for, 1/(n + 1).
+No attack is needed, and none is fitted to. The threshold is an order statistic, so the declared rate bounds the
+expected one for images drawn as these were, whatever their distribution (Vovk et al. 2005): with n images and rate r,
+the ⌈(n + 1)(1 − r)⌉-th smallest measure. Fewer than 1/r − 1 images cannot vouch for r: then the largest measure is
+taken, and the check states the rate that it can vouch for, 1/(n + 1). Strictly, the scales would have to come from
+other images; they are few numbers, and what that does was not to be seen.
+
+Expected is over fits. What one fit keeps to varies as Beta(r(n + 1), (1 − r)(n + 1)): at 524 images and 1 %, nine fits
+in ten keep to between 0.5 and 2.0 %. Only more images narrow that. On random halves of two folds the rates were as
+this says (mean 1.0 %), fitted tails hardly narrowed it, and images of one patient were flagged independently of each
+other; a threshold that keeps to 1 % in nine fits of ten would flag 0.4 % on average and cost three in a hundred of the
+attacks caught.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ BRIGHT = ("pixel_mean", "pixel_p01", "pixel_p50", "pixel_p99")  # what a change 
 STUDIES_A_DAY = {"working": 80, "off": 20}
 _MONDAY = (date(2026, 1, 5) - date(1970, 1, 1)).days
 _PREVALENCE = {"working": 0.10, "off": 0.13}
-_APART = 1.81  # standard deviations between the scores of ill and well: AUROC .90
+APART = 1.81  # standard deviations between the scores of ill and well: AUROC .90
+WIDER = 2.33  # AUROC .95
 _UNTOLD = 0.2875  # share of studies whose truth a decayed model's score says nothing of: AUROC .785
 
 
@@ -69,7 +70,13 @@ def _pixels() -> tuple[Floats, Floats]:
 
 
 def stream(
-    rng: np.random.Generator, studies: int, change: Change | None = None, *, day_sd: float = 0.05, labelled: float = 0.3
+    rng: np.random.Generator,
+    studies: int,
+    change: Change | None = None,
+    *,
+    day_sd: float = 0.05,
+    labelled: float = 0.3,
+    apart: float = APART,
 ) -> Table:
     """So many studies from a Monday on.
 
@@ -79,6 +86,8 @@ def stream(
         Standard deviation of the effects of days: on normal scores; twice as much on log-odds of shares.
     labelled
         Share of studies with a label.
+    apart
+        Standard deviations between the model's scores of ill and well.
     """
     change = change or Change()
     ordered, factor = _pixels()
@@ -99,7 +108,7 @@ def stream(
         if change.kind in ("prevalence", "mixed"):
             prevalence = np.where(changed, prevalence * 2.25 / (1 - prevalence + prevalence * 2.25), prevalence)
         ill = rng.random(n) < prevalence
-        score = rng.normal(size=n) + np.where(ill, _APART / 2, -_APART / 2)
+        score = rng.normal(size=n) + np.where(ill, apart / 2, -apart / 2)
         # The scores look as before; what they mean does not.
         untold = changed & (rng.random(n) < _UNTOLD) & (change.kind == "concept")
         ill = np.where(untold, rng.random(n) < prevalence, ill)
@@ -125,7 +134,7 @@ def stream(
         columns["exposure"].append(rng.lognormal(1 + 0.3 * scanner_b, 0.4, n))
         columns["kvp"].append(np.round(rng.normal(110 + 5 * scanner_b, 6, n)))
         # The model is calibrated at a prevalence of 10 %; a decayed one does not know that it has decayed.
-        columns["probability"].append(1 / (1 + np.exp(-(_APART * score + np.log(0.1 / 0.9)))))
+        columns["probability"].append(1 / (1 + np.exp(-(apart * score + np.log(0.1 / 0.9)))))
         columns["label"].append(np.where(rng.random(n) < labelled, ill.astype(float), np.nan))
         columns["pixels"].append(raw)
         columns["day"].append(np.full(n, day))

@@ -13,11 +13,12 @@ from stepwatch.detectors import Detector, Locations, Ordinary
 
 # An alarm is cleared when the signal is this many times likelier to be back within its band than still outside.
 _CLEARED = 1000.0
+_CLEARED_STOP = 200.0  # the same after a stop: what comes again is plain to see, and to wait longer helps nobody
 _LEAST_APART = {True: 0.15, False: 0.4}  # of the two levels compared: normal scores, log-odds
 # A share that has fallen below this part of its usual one, and was common before, has stopped.
 _STOPPED = 0.1
 _COMMON = 0.1
-_STOPPED_LEVELS = 2.5  # log-odds below its usual level that a share counts as still stopped: a twelfth of the odds
+_STOPPED_LEVELS = 3.0  # log-odds below its usual level that a share counts as still stopped: a twentieth of the odds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,7 @@ class Return:
         """``edge`` of the band that was crossed, ``usual`` level; ``between`` days and weeks: variances."""
         self._told = {"edge": edge, "usual": usual, "direction": direction, "between": between, "stopped": stopped}
         self._back = 1 if direction > 0 else 0  # the other way
+        self._cleared = _CLEARED_STOP if stopped else _CLEARED
         if stopped:
             level, between = usual + direction * _STOPPED_LEVELS, (0.0, 0.0)
             apart = max(abs(level - edge), 1.0)
@@ -100,7 +102,7 @@ class Return:
     def update(self, value: float, day: int, week: int) -> bool:
         """Take a value; whether the signal is back."""
         self._detector.update(np.array([value]), day, week)
-        return float(self._detector.sums[0, self._back, 0]) >= _CLEARED
+        return float(self._detector.sums[0, self._back, 0]) >= self._cleared
 
     def describe(self) -> dict[str, Any]:
         """What it was made of."""

@@ -26,7 +26,7 @@ from stepwatch.signals import LABELS, Encoder, Signal, observation_row
 from stepwatch.streams import Table, day_of, table_of, weeks
 
 # Widths of the band, in standard deviations: of the slow part, and of the uncertainty of the baseline's own level.
-_SLOW_WIDTH = 3.5
+_SLOW_WIDTH = 4.0
 _UNCERTAIN_WIDTH = 1.0
 _BLOCKS = 12  # that the baseline is cut into for the slow part
 _LEAST_BLOCK_WEEKS = 2

@@ -17,7 +17,7 @@ _KEPT = 1000  # latest studies that are kept to explain a change with
 _SHOWN = 200  # latest studies that present values are means of
 _LEAST = 50  # studies that a kind of shift is told from, at least: those before the change began make up for fewer
 _WORTH = 4.0  # standard errors that the mean of a signal has to be off to count as changed
-_PREVALENCE_SURE = 1.7  # standard errors of the prevalence's log-odds
+_PREVALENCE_SURE = 1.35  # standard errors of the prevalence's log-odds
 
 
 class Recent:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,13 @@ from stepwatch.config import WatchConfig
 from stepwatch.detectors import Detector, Floats, Locations, Prevalences, Ratios, Shares
 from stepwatch.diagnosis import Recent, attribute, kind_of_shift
 from stepwatch.errors import WatchError
-from stepwatch.signals import EVERYWHERE, LABELS, Signal
+from stepwatch.scales import direction_of, level_of, value_of
+from stepwatch.signals import EVERYWHERE, LABELS, Signal, is_of_a_source
 from stepwatch.streams import Table, one_row, weeks
+from stepwatch.weights import weights_of
 
-# Fewer of what is this rare is worth nobody's while, so only more is bet upon.
-_RARE = 0.02
 _AS_GOOD = 0.1  # of the largest evidence: a level's that has stopped is named before one's that has risen for it
-# Prevalence and calibration are one signal each, and what the monitor is there for: each weighs as two families.
-_MODEL = 2.0
-_MODEL_TOGETHER = 0.9
+_ENOUGH = 20  # studies after an alarm that show whether a share has stopped altogether
 _LASTS = 10  # studies of another day after which a stop is no event of one day any more
 _FORMAT = 1  # of the saved state
 
@@ -72,7 +70,7 @@ class Monitor:
         self.baseline = baseline
         self.studies = 0
         self.limit = config.false_alarm_every
-        self._weights = _weights(baseline)
+        self._weights = weights_of(baseline)
         self._detectors: dict[str, Detector] = {}
         for group, ordinary in baseline.ordinary.items():
             kind = {"location": Locations, "prevalence": Prevalences, LABELS: Ratios}.get(group, Shares)
@@ -160,16 +158,16 @@ class Monitor:
         direction = detector.direction(index)
         level = float(detector.level[index])
         since, mean = self._recent.change(signal, index, level, direction, self._free(signal.family))
-        present = _level_of(signal, mean)
-        usual = _value(signal, level)
-        stopped = signal.kind == "share" and direction < 0 and has_stopped(usual, mean)
+        present = level_of(signal, mean)
+        usual = value_of(signal, level)
+        stopped = is_of_a_source(signal) and direction < 0 and has_stopped(usual, mean)
         changed = self._recent.place(since) or place
         alarm = Alarm(
             alarm=f"{place[0]}-{signal.stratum or 'all'}-{signal.name}".replace(" ", "_"),
             kind_of_alarm="event" if stopped else "drift",
             signal=signal.name,
             family=signal.family,
-            direction=_direction(signal, direction, stopped=stopped),
+            direction=direction_of(signal, direction, stopped=stopped),
             stratum=signal.stratum,
             shift=self._shift(signal, since, stopped=stopped),
             attribution=attribute(signal, index, self._recent, since, level),
@@ -180,7 +178,7 @@ class Monitor:
             changed_row=changed[0],
             changed_time=changed[1],
             baseline_value=round(usual, 5),
-            present_value=round(_value(signal, present), 5),
+            present_value=round(value_of(signal, present), 5),
         )
         entry = _Open(
             alarm=alarm,
@@ -203,7 +201,11 @@ class Monitor:
                 continue
             if entry.alarm.kind_of_alarm == "event" and day != entry.day:
                 entry.after += 1
-            if entry.way_back.update(float(said[entry.index]), day, week):
+            if entry.alarm.direction == "down" and self._has_stopped_since(entry):
+                entry.alarm = replace(entry.alarm, kind_of_alarm="event", direction="absent", shift="stop")
+                entry.way_back = self._way_back(entry.group, entry.index, -1, stopped=True)
+                yield entry.alarm
+            elif entry.way_back.update(float(said[entry.index]), day, week):
                 entry.alarm = replace(
                     entry.alarm, cleared_row=place[0], cleared_time=place[1], cleared_count=self.studies
                 )
@@ -216,15 +218,15 @@ class Monitor:
                 yield entry.alarm
 
     def _stopped_rather(self, group: str, parts: Floats) -> int:
-        """The signal with most evidence; or, where one level's stop makes another's share rise, the one that stopped."""
+        """The signal with most evidence; or the level that stopped, where its stop makes another share rise."""
         best, detector = int(parts.argmax()), self._detectors[group]
         signals = self.baseline.encoder.groups[group]
         for index, signal in enumerate(signals):
-            same = signal.column == signals[best].column and signal.kind == "share"
+            same = signal.column == signals[best].column and is_of_a_source(signal)
             if same and parts[index] >= _AS_GOOD * parts[best] and detector.direction(index) < 0:
                 level = float(detector.level[index])
                 _, mean = self._recent.change(signal, index, level, -1, self._free(signal.family))
-                if has_stopped(_value(signal, level), mean):
+                if has_stopped(value_of(signal, level), mean):
                     return index
         return best
 
@@ -232,12 +234,14 @@ class Monitor:
         """Studies since an alarm on a family last ended."""
         return self.studies - self._free_since.get(family, 0)
 
+    def kind_of_shift(self, studies: int) -> str:
+        """What has shifted within the latest studies: prevalence, acquisition, population, mixed or unknown."""
+        return kind_of_shift(self.config, self.baseline, self._recent, studies)
+
     def _shift(self, signal: Signal, since: int, *, stopped: bool) -> str:
         if stopped:
             return "stop"
-        if signal.family == LABELS:
-            return "concept"
-        return kind_of_shift(self.config, self.baseline, self._recent, since)
+        return "concept" if signal.family == LABELS else self.kind_of_shift(since)
 
     def _way_back(self, group: str, index: int, direction: int, *, stopped: bool) -> Return:
         detector = self._detectors[group]
@@ -251,6 +255,13 @@ class Monitor:
             stopped=stopped,
             between=(float(ordinary.between_days[index]), float(ordinary.between_weeks[index])),
         )
+
+    def _has_stopped_since(self, entry: _Open) -> bool:
+        """Whether a share whose fall was told before it was clear how far has turned out to have stopped."""
+        signal = self.baseline.encoder.groups[entry.group][entry.index]
+        values = self._recent.values_of(entry.group, entry.index, self.studies - entry.alarm.raised_count)
+        enough = is_of_a_source(signal) and len(values) >= _ENOUGH
+        return enough and has_stopped(entry.alarm.baseline_value, float(values.mean()))
 
     def _held_with(self, signal: Signal) -> dict[str, list[int]]:
         """What an alarm takes out of the betting: its family, here and where all strata are taken together."""
@@ -278,7 +289,7 @@ class Monitor:
             for index in indexes:
                 values = self._recent.values_of(group, index, self.studies - entry.alarm.raised_count)
                 if len(values):
-                    detector.level[index] = _level_of(signals[index], float(values.mean()))
+                    detector.level[index] = level_of(signals[index], float(values.mean()))
 
     # --- What others read -----------------------------------------------------------------------------------------
 
@@ -297,10 +308,10 @@ class Monitor:
                         family=signal.family,
                         stratum=signal.stratum,
                         evidence=math.log10(max(float(part), 1e-9)),
-                        baseline_value=_value(signal, level),
-                        present_value=_value(signal, _level_of(signal, mean)) if len(recent) else float("nan"),
-                        low=_value(signal, level - band),
-                        high=_value(signal, level + band),
+                        baseline_value=value_of(signal, level),
+                        present_value=value_of(signal, level_of(signal, mean)) if len(recent) else float("nan"),
+                        low=value_of(signal, level - band),
+                        high=value_of(signal, level + band),
                         studies=len(recent),
                     )
                 )
@@ -369,69 +380,3 @@ class Monitor:
             alarm = Alarm.from_dict(entry["alarm"])
             monitor._open.append(_Open(**(entry | {"alarm": alarm, "way_back": way_back})))
         return monitor
-
-
-def _weights(baseline: Baseline) -> dict[str, Floats]:
-    """Each signal's share of the bound on false alarms, up and down: by family, half to all strata together."""
-    groups = baseline.encoder.groups
-    families = {signal.family for signals in groups.values() for signal in signals}
-    telling = {family: _MODEL if {"prevalence", "calibration"} & _kinds(groups, family) else 1.0 for family in families}
-    weights = {group: np.zeros((len(signals), 2)) for group, signals in groups.items()}
-    for family in families:
-        places: dict[bool, list[tuple[str, int]]] = {True: [], False: []}
-        for group, signals in groups.items():
-            for index, signal in enumerate(signals):
-                if signal.family == family:
-                    places[group in EVERYWHERE].append((group, index))
-        parts = {True: _MODEL_TOGETHER if telling[family] > 1 else 0.5, False: 0.0}
-        parts[False] = 1 - parts[True]
-        whole = sum(part for everywhere, part in parts.items() if places[everywhere])
-        for everywhere, found in places.items():
-            for group, index in found:
-                one_sided = _only_more(groups[group][index], float(baseline.ordinary[group].level[index]))
-                ways = np.array([1.0, 0.0]) if one_sided else np.array([0.5, 0.5])
-                share = telling[family] / sum(telling.values()) * parts[everywhere] / whole
-                weights[group][index] = ways * share / len(found)
-    return weights
-
-
-def _kinds(groups: Mapping[str, tuple[Signal, ...]], family: str) -> set[str]:
-    return {signal.kind for signals in groups.values() for signal in signals if signal.family == family}
-
-
-def _only_more(signal: Signal, level: float) -> bool:
-    """Whether a fall of the signal is no news: of tails, whose growth tells of strangers, and of what is rare."""
-    if signal.kind in ("tail", "distance", "calibration"):
-        return True
-    return signal.kind in ("share", "unseen", "missing") and _value(signal, level) < _RARE
-
-
-def _value(signal: Signal, level: float) -> float:
-    """A level on the scale that people read: shares and prevalences on 0…1."""
-    if signal.kind in ("location", "given_others", "calibration"):
-        return level
-    return 1 / (1 + math.exp(-max(min(level, 40.0), -40.0)))
-
-
-def _level_of(signal: Signal, mean: float) -> float:
-    """The level of a mean value."""
-    if signal.kind in ("location", "given_others", "calibration"):
-        return mean
-    if signal.kind == "prevalence":
-        # A mean of odds ratios r: at prevalence π its expectation cannot be told without their spread; near enough.
-        return math.log(max(mean, 1e-3))
-    share = min(max(mean, 1e-4), 1 - 1e-4)
-    return math.log(share / (1 - share))
-
-
-def _direction(
-    signal: Signal, direction: int, *, stopped: bool
-) -> Literal["up", "down", "absent", "unseen", "missing"]:
-    if stopped:
-        return "absent"
-    if signal.kind == "unseen":
-        return "unseen"
-    if signal.kind == "missing" and direction > 0:
-        return "missing"
-    falls = signal.kind == "below" or signal.name.endswith("tail low")
-    return "up" if (direction > 0) != falls else "down"

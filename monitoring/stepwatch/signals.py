@@ -357,6 +357,11 @@ def observation_row(observation: Observation) -> dict[str, object]:
 _NOT_FLAT = {"reasons", "gate_reasons", "gate_measures", "senders", "probabilities", "decisions", "ms", "embedding"}
 
 
+def is_of_a_source(signal: Signal) -> bool:
+    """Whether a signal is the share of studies that come from one source."""
+    return signal.family == SOURCE and signal.kind == "share"
+
+
 def _signal(name: str, family: str, column: str, kind: Kind, *, limit: float | None = None) -> Signal:
     group = {"location": "location", "given_others": "location", "prevalence": "prevalence"}.get(kind, "tail")
     return Signal(name=name, family=family, column=column, kind=kind, group=group, limit=limit)

@@ -241,7 +241,12 @@ class Monitor:
     def _shift(self, signal: Signal, since: int, *, stopped: bool) -> str:
         if stopped:
             return "stop"
-        return "concept" if signal.family == LABELS else self.kind_of_shift(since)
+        if signal.family == LABELS:
+            return "concept"
+        told = self.kind_of_shift(since)
+        family = self.config.families.get(signal.family)
+        own = "acquisition" if family is None else family.tells_of
+        return own if told == "unknown" and own in ("acquisition", "population") else told
 
     def _way_back(self, group: str, index: int, direction: int, *, stopped: bool) -> Return:
         detector = self._detectors[group]

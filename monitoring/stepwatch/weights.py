@@ -35,8 +35,7 @@ def weights_of(baseline: Baseline) -> dict[str, Floats]:
         whole = sum(part for everywhere, part in parts.items() if places[everywhere])
         for everywhere, found in places.items():
             for group, index in found:
-                one_sided = _only_more(groups[group][index], float(baseline.ordinary[group].level[index]))
-                ways = np.array([1.0, 0.0]) if one_sided else np.array([0.5, 0.5])
+                ways = _ways(groups[group][index], float(baseline.ordinary[group].level[index]))
                 share = telling[family] / sum(telling.values()) * parts[everywhere] / whole
                 weights[group][index] = ways * share / len(found)
     return weights
@@ -46,8 +45,17 @@ def _kinds(groups: Mapping[str, tuple[Signal, ...]], family: str) -> set[str]:
     return {signal.kind for signals in groups.values() for signal in signals if signal.family == family}
 
 
-def _only_more(signal: Signal, level: float) -> bool:
-    """Whether a fall of the signal is no news: of tails, whose growth tells of strangers, and of what is rare."""
+def _ways(signal: Signal, level: float) -> Floats:
+    """How a signal's weight goes to up and down: all to one where the other is no news.
+
+    Tails tell of strangers when they grow; and of what is rare, or is missing rarely, only more is.
+    """
     if signal.kind in ("tail", "distance", "calibration"):
-        return True
-    return signal.kind in ("share", "unseen", "missing") and value_of(signal, level) < _RARE
+        return np.array([1.0, 0.0])
+    if signal.kind in ("share", "below", "unseen", "missing"):
+        share = value_of(signal, level)
+        if share < _RARE:
+            return np.array([1.0, 0.0])
+        if share > 1 - _RARE:
+            return np.array([0.0, 1.0])
+    return np.array([0.5, 0.5])

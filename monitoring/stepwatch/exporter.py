@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 VERDICTS = ("constant", "moved", "incomplete")
 REQUEST_STATES = (
-    "open", "approved", "running", "candidate", "validated", "promoted", "declined", "inconclusive", "failed",
-    "rolled_back",
+    "open", "approved", "running", "failed", "candidate", "validated", "inconclusive", "declined", "promoting",
+    "promoted", "rolling_back", "rolled_back",
 )  # fmt: skip
 _MOST_GROUPS = 500  # figures of subgroups of one model that are exported
 _MOST_SIGNALS = 400  # of one model that are exported: those with the strongest evidence, by name

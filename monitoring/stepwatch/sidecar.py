@@ -20,6 +20,7 @@ from stepwedge.observation import ConstancyRun, Observation
 from stepwatch import metrics
 from stepwatch.database import ASKED, Database, DatabaseAwayError, OtherSidecarError
 from stepwatch.errors import WatchError
+from stepwatch.exporter import REQUEST_STATES
 from stepwatch.figures import Performance
 from stepwatch.logs import where
 from stepwatch.packages import WatchedPackage, read_package, stamp
@@ -281,7 +282,7 @@ def last_events(events: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
         known = requests.get(event["request"])
         if known is None:
             requests[event["request"]] = {**event, "opened_at": event["at"], "because": event["body"]}
-        else:
+        elif event["event"] in REQUEST_STATES:  # others are notes, which leave it where it stands
             known.update(event=event["event"], at=event["at"], who=event["who"], body=event["body"])
     return tuple(reversed(requests.values()))
 

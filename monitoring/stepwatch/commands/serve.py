@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,8 +48,8 @@ def _serve(options: argparse.Namespace) -> int:
     database = Database.open(settings.database_url)
     sidecar = Sidecar(settings, database, detectors(settings.detection))
 
-    def open_request(alert: Mapping[str, Any]) -> None:
-        raise WatchError(f"{alert['labels']['alertname']}: this version opens no retraining requests")
+    def open_request(alert: Mapping[str, Any]) -> object:
+        return _part("requests").open_from_alert(database, alert, now=datetime.now(UTC), settings=settings)
 
     def read_labels(_body: bytes, _kind: str) -> tuple[int, Mapping[str, int]]:
         raise WatchError("this version reads no labels")
@@ -78,6 +80,16 @@ def _serve(options: argparse.Namespace) -> int:
         database.close()
         log.info("stopped")
     return 0
+
+
+def _part(name: str) -> Any:
+    """A part of the monitor that a message needs. Raises WatchError where this version lacks it."""
+    try:
+        return importlib.import_module(f"stepwatch.{name}")
+    except ModuleNotFoundError:
+        from stepwatch.errors import WatchError
+
+        raise WatchError(f"this version of stepwatch has no {name}") from None
 
 
 def _settings(options: argparse.Namespace) -> int:

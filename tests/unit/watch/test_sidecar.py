@@ -267,6 +267,7 @@ def test_requests_are_shown_by_their_last_event(bench: Bench) -> None:
     bench.database.append_request("r1", "open", body={"signal": "pixel_mean"})
     bench.database.append_request("r2", "open")
     bench.database.append_request("r1", "approved", who="key")
+    bench.database.append_request("r1", "locked_set_used")
     bench.sidecar.look()
     requests = bench.sidecar.overview.requests
     assert [(r["request"], r["event"], r["because"].get("signal")) for r in requests] == [

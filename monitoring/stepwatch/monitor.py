@@ -21,7 +21,7 @@ from stepwatch.alarms import Alarm, Return, has_stopped
 from stepwatch.baseline import Baseline
 from stepwatch.config import WatchConfig
 from stepwatch.detectors import Detector, Floats, Locations, Prevalences, Ratios, Shares
-from stepwatch.diagnosis import Recent, attribute, kind_of_shift
+from stepwatch.diagnosis import Recent, attribute, kind_of_shift, prevalence_by_likelihood
 from stepwatch.errors import WatchError
 from stepwatch.scales import direction_of, level_of, value_of
 from stepwatch.signals import EVERYWHERE, LABELS, Signal, is_of_a_source
@@ -158,7 +158,8 @@ class Monitor:
         direction = detector.direction(index)
         level = float(detector.level[index])
         since, mean = self._recent.change(signal, index, level, direction, self._free(signal.family))
-        present = level_of(signal, mean)
+        values = self._recent.values_of(group, index, since + 1)
+        present = self._present(signal, values, level) if signal.kind == "prevalence" else level_of(signal, mean)
         usual = value_of(signal, level)
         stopped = is_of_a_source(signal) and direction < 0 and has_stopped(usual, mean)
         changed = self._recent.place(since) or place
@@ -294,7 +295,7 @@ class Monitor:
             for index in indexes:
                 values = self._recent.values_of(group, index, self.studies - entry.alarm.raised_count)
                 if len(values):
-                    detector.level[index] = level_of(signals[index], float(values.mean()))
+                    detector.level[index] = self._present(signals[index], values, float(detector.level[index]))
 
     # --- What others read -----------------------------------------------------------------------------------------
 
@@ -306,7 +307,7 @@ class Monitor:
             for index, (signal, part) in enumerate(zip(signals, detector.evidence(), strict=True)):
                 level, band = float(detector.level[index]), float(detector.ordinary.band[index])
                 recent = self._recent.values_of(group, index, None)
-                mean = float(recent.mean()) if len(recent) else float("nan")
+                present = self._present(signal, recent, level) if len(recent) else float("nan")
                 states.append(
                     SignalState(
                         signal=signal.name,
@@ -314,13 +315,19 @@ class Monitor:
                         stratum=signal.stratum,
                         evidence=math.log10(max(float(part), 1e-9)),
                         baseline_value=value_of(signal, level),
-                        present_value=value_of(signal, level_of(signal, mean)) if len(recent) else float("nan"),
+                        present_value=value_of(signal, present) if len(recent) else float("nan"),
                         low=value_of(signal, level - band),
                         high=value_of(signal, level + band),
                         studies=len(recent),
                     )
                 )
         return states
+
+    def _present(self, signal: Signal, values: Floats, level: float) -> float:
+        """The level that values speak for."""
+        if signal.kind == "prevalence" and len(values):
+            return prevalence_by_likelihood(values, level)[0]
+        return level_of(signal, float(values.mean()))
 
     def to_bytes(self) -> bytes:
         """Everything that changes."""

@@ -19,9 +19,6 @@ def level_of(signal: Signal, mean: float) -> float:
     """The level of a mean value."""
     if signal.kind in ("location", "given_others", "calibration"):
         return mean
-    if signal.kind == "prevalence":
-        # A mean of odds ratios r: at prevalence π its expectation cannot be told without their spread; near enough.
-        return math.log(max(mean, 1e-3))
     share = min(max(mean, 1e-4), 1 - 1e-4)
     return math.log(share / (1 - share))
 
@@ -29,6 +26,7 @@ def level_of(signal: Signal, mean: float) -> float:
 def direction_of(
     signal: Signal, direction: int, *, stopped: bool
 ) -> Literal["up", "down", "absent", "unseen", "missing"]:
+    """What a signal's change up or down is called: of what it tells of, which may be the other way round."""
     if stopped:
         return "absent"
     if signal.kind == "unseen":

@@ -1,0 +1,100 @@
+"""Takes a retraining request through its states: a run that makes a candidate, and its validation."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stepwatch.candidate import CandidateError, package_of, run_program, tell, verify, write_request
+from stepwatch.database import Database
+from stepwatch.errors import WatchError
+from stepwatch.requests import LOCKED_SET_USED, Request, folder_of, note, read_request
+from stepwatch.settings import Settings
+from stepwatch.signatures import PrivateKey
+from stepwatch.validation import compare, decide_cases
+
+
+def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | None = None) -> Request:
+    """Make a candidate for an approved request: by the site's program, or by telling another system.
+
+    A request whose last run was cut off is one that failed. Raises WatchError if it is in no state to be run;
+    CandidateError if no candidate came of it, which the request then says as well.
+    """
+    retrain = settings.retrain
+    with _alone(settings, name):
+        request = read_request(database, settings, name)
+        waits = retrain.webhook_url is not None and not retrain.command
+        if request.state == "running":
+            # We hold the lock: nobody runs it any more.
+            request = note(database, settings, name, "failed", {"because": "the run was cut off"})
+        if not retrain.command and not waits:
+            raise WatchError("retrain.command and retrain.webhook_url are empty: name what makes a candidate")
+        number = sum(event.event == "running" for event in request.events) + 1
+        folder = folder_of(settings, name) / f"run-{number}"
+        note(database, settings, name, "running", {"folder": str(folder)}, key=key)
+        try:
+            file = write_request(request, folder)
+            if waits:
+                tell(retrain, file)
+                return read_request(database, settings, name)
+            run_program(retrain, file, folder / "candidate")
+        except (CandidateError, OSError) as error:
+            return _failed(database, settings, name, error)
+    return take(database, settings, name, folder / "candidate", key=key)
+
+
+def take(database: Database, settings: Settings, name: str, release: Path, *, key: PrivateKey | None = None) -> Request:
+    """Take a folder as the candidate of a running request, if its package verifies. Raises CandidateError if not."""
+    try:
+        found = verify(package_of(release.resolve()))
+    except CandidateError as error:
+        return _failed(database, settings, name, error)
+    body = {"release": str(release.resolve()), **{key: found[key] for key in ("name", "version", "digest", "signer")}}
+    return note(database, settings, name, "candidate", body, key=key)
+
+
+def validate(database: Database, settings: Settings, name: str, *, key: PrivateKey | None = None) -> Request:
+    """Compare a request's candidate with the package in use on the locked cases. Raises WatchError if it cannot be."""
+    with _alone(settings, name):
+        request = read_request(database, settings, name)
+        made = request.last("candidate")
+        if made is None or request.state not in ("candidate", "inconclusive"):
+            raise WatchError(f"{name} is {request.state}: only a candidate can be validated")
+        if settings.retrain.live_link is None:
+            raise WatchError("retrain.live_link names no package in use: nothing to compare with")
+        champion, challenger = settings.retrain.live_link.resolve(), Path(made.body["release"])
+        if verify(package_of(challenger))["digest"] != made.body["digest"]:
+            raise WatchError(f"{challenger}: is not the package that the run made; decline the request")
+        policy = next((model.policy for model in settings.models if model.policy), None)
+        # Noted before it is used: a use that is cut off counts.
+        body = {"champion": str(champion), "digest": made.body["digest"]}
+        note(database, settings, name, LOCKED_SET_USED, body, key=key)
+        folder = folder_of(settings, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        before = decide_cases(champion, policy, settings.retrain, folder / "champion.jsonl")
+        after = decide_cases(challenger, policy, settings.retrain, folder / "challenger.jsonl")
+        outcome = compare(before, after, settings.retrain)
+        return note(database, settings, name, outcome.state, outcome.to_dict() | body, key=key)
+
+
+def _failed(database: Database, settings: Settings, name: str, error: Exception) -> Request:
+    note(database, settings, name, "failed", {"because": str(error)[:1000]})
+    raise CandidateError(f"{name}: {error}; once that is mended: stepwatch retrain run {name}") from None
+
+
+@contextmanager
+def _alone(settings: Settings, name: str) -> Iterator[None]:
+    """Hold a request against a second run of it at the same time. Raises WatchError if another holds it."""
+    folder = folder_of(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / f"{Path(name).name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise WatchError(f"{name}: is being run or validated by another process; wait for it") from None
+    finally:
+        os.close(handle)

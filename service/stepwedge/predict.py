@@ -8,20 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stepwedge.casefile import kind_of, open_case
 from stepwedge.dicom.attributes import read_dataset, text_of
 from stepwedge.dicom.decode import decode
 from stepwedge.dicom.geometry import place_of
 from stepwedge.dicom.header import read_header
-from stepwedge.dicom.imagefile import read_image_file
 from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
 from stepwedge.manifest import Package
 from stepwedge.pipeline import Case, Equipment, analyse_image, analyse_stack, rejected_image
 from stepwedge.policy import Policy
-from stepwedge.records import Finding, Header, Image, ImageResult, Reason, State, TamperResult
-
-# The first bytes of PNG, JPEG and TIFF; of BMP and GIF. WebP begins with RIFF and a length.
-_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
-_OTHER_IMAGES = (b"BM", b"GIF8")
+from stepwedge.records import Finding, Image, ImageResult, Reason, State, TamperResult
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -62,7 +58,7 @@ def predict_file(file: Path, equipment: Equipment, *, maximum_bytes: int) -> dic
     says so. A file that cannot be read has failed.
     """
     try:
-        result, _ = analyse_image(read_case(file, maximum_bytes), equipment)
+        result, _ = analyse_image(open_case(file, maximum_bytes=maximum_bytes), equipment)
     except (UnusableInstanceError, DecodeError, OSError) as error:
         result = _without_image(file, error)
     return {"path": str(file)} | as_json(result, equipment.package, equipment.policy)
@@ -74,7 +70,7 @@ def _stack_answers(files: Iterable[Path], equipment: Equipment, maximum_bytes: i
     stacks: dict[str, list[Case]] = {}
     for file in files:
         try:
-            if _kind(file) != "dicom":
+            if kind_of(file) != "dicom":
                 raise UnusableInstanceError("not_dicom", f"a model of unit {unit} needs DICOM")
             dataset = read_dataset(file)
             keyword = "SeriesInstanceUID" if unit == "series" else "StudyInstanceUID"
@@ -147,42 +143,6 @@ def as_line(answer: dict[str, Any]) -> str:
 def dump(answer: dict[str, Any]) -> str:
     """One line of JSON, in ASCII: a file's name need not be text, and every terminal and pipe can carry it."""
     return json.dumps(answer, allow_nan=False)
-
-
-def read_case(file: Path, maximum_bytes: int) -> Case:
-    """One DICOM or image file, ready for the pipeline.
-
-    Raises
-    ------
-    UnusableInstanceError, DecodeError, OSError
-        If the file is no image, or cannot be read.
-    """
-    kind = _kind(file)
-    if kind == "other image":
-        raise UnusableInstanceError("image_format_not_supported", "neither DICOM nor PNG, JPEG or TIFF")
-    if kind == "image":
-        return Case(
-            instance=str(file),
-            header=Header(present=False),
-            decode=lambda: read_image_file(file, maximum_bytes=maximum_bytes),
-        )
-    dataset = read_dataset(file)
-
-    def decoded() -> Image:
-        return decode(dataset, maximum_bytes=maximum_bytes)
-
-    return Case(instance=str(file), header=read_header(dataset), decode=decoded)
-
-
-def _kind(file: Path) -> str:
-    """What a file is by its first bytes: its name may say anything."""
-    with file.open("rb") as opened:
-        start = opened.read(132)
-    if start[128:132] == b"DICM":
-        return "dicom"  # whatever its preamble looks like: PS3.10 section 7.1 lets it be that of a TIFF
-    if start.startswith(_IMAGES):
-        return "image"
-    return "other image" if start.startswith(_OTHER_IMAGES) or start[8:12] == b"WEBP" else "dicom"
 
 
 def _decoder(file: Path, maximum_bytes: int) -> Callable[[], Image]:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from stepwedge.casefile import open_case
 from stepwedge.errors import DecodeError, PackageError, UnusableInstanceError
 from stepwedge.inference.preprocess import normalised, to_tensor
 from stepwedge.manifest import GOLDEN, Input, Manifest
-from stepwedge.package.observe import open_case
 from stepwedge.records import FloatArray
 
 Tensors = Mapping[str, NDArray[np.float32]]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from stepwedge.casefile import open_case
 from stepwedge.inference.preprocess import to_plane
 from stepwedge.manifest import Manifest
 from stepwedge.package.dataset import LabelledImage
@@ -25,7 +26,7 @@ from stepwedge.package.figures import (
     TamperFigures,
 )
 from stepwedge.package.fit_gate import one_plane, plane_runner
-from stepwedge.package.observe import Answered, Progress, class_outputs, open_case, require_accepted, subgroups
+from stepwedge.package.observe import Answered, Progress, class_outputs, require_accepted, subgroups
 from stepwedge.package.statistics import bootstrap, share
 from stepwedge.pipeline import Equipment
 from stepwedge.records import FloatArray, Verdict

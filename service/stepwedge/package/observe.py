@@ -17,24 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stepwedge.dicom.attributes import DEFAULT_MAXIMUM_BYTES, read_dataset
-from stepwedge.dicom.decode import decode
-from stepwedge.dicom.header import read_header
-from stepwedge.dicom.imagefile import read_image_file
+from stepwedge.casefile import open_case
 from stepwedge.errors import DecodeError, PackageError, UnusableInstanceError
 from stepwedge.manifest import Manifest
 from stepwedge.observation import Observation
 from stepwedge.package.dataset import DatasetError, LabelledImage, age_group
-from stepwedge.pipeline import Case, Equipment, analyse_image, combine, observation_of, rejected_image
+from stepwedge.pipeline import Equipment, analyse_image, combine, observation_of, rejected_image
 from stepwedge.records import Header, Image, ImageResult, PolicyReference, Reason, State, UnitResult, Verdict
 
 Progress = Callable[[int, int], None]  # images done, of how many
 
 BASELINE = "baseline.parquet"
-
-# First bytes of PNG, JPEG and TIFF. DICOM has its mark behind a preamble that may look like anything (PS3.10, 7.1).
-_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
-_MARK, _MARK_AT = b"DICM", 128
 
 # Reasons that say that a file, rather than what it shows, is at fault.
 _UNREADABLE = frozenset(
@@ -118,26 +111,6 @@ class Pictures(Sequence[Image]):
             self._room -= image.pixels.nbytes
             self._kept[file] = image
         return image
-
-
-def open_case(file: Path) -> Case:
-    """A file as the pipeline takes it: DICOM, or a PNG, JPEG or TIFF, which has no header.
-
-    Raises
-    ------
-    UnusableInstanceError, DecodeError, OSError
-        If it is neither, or cannot be read.
-    """
-    with file.open("rb") as opened:
-        start = opened.read(_MARK_AT + len(_MARK))
-    if start[_MARK_AT:] != _MARK and start.startswith(_PICTURES):
-        return Case(instance=str(file), header=Header(present=False), decode=lambda: read_image_file(file))
-    dataset = read_dataset(file)
-    return Case(
-        instance=str(file),
-        header=read_header(dataset),
-        decode=lambda: decode(dataset, maximum_bytes=DEFAULT_MAXIMUM_BYTES),
-    )
 
 
 def answers(

@@ -10,7 +10,6 @@ from instances import make_instance, write_file
 from labelled import picture
 from packages import write_package
 from PIL import Image as Pillow
-from stepwedge.errors import DecodeError
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.manifest import load_package
 from stepwedge.package.dataset import DatasetError, LabelledImage
@@ -19,7 +18,6 @@ from stepwedge.package.observe import (
     answers,
     baseline,
     class_outputs,
-    open_case,
     refuse_unreadable,
     require_accepted,
     subgroups,
@@ -120,14 +118,3 @@ def test_decoded_images_are_kept_as_far_as_there_is_room(tmp_path: Path) -> None
     assert [a is b for a, b in zip(first, second, strict=True)] == [True, True, False]
     assert pictures.only(files[:1])[0] is first[0]
     assert len(pictures[1:]) == 2
-
-
-def test_a_file_is_dicom_by_its_mark_and_not_by_its_name(tmp_path: Path) -> None:
-    assert open_case(smooth_dicom(tmp_path / "a.png")).header.modality == "DX"
-    case = open_case(bright(tmp_path / "b.dcm.png", 0.5).rename(tmp_path / "b.dcm"))
-    assert not case.header.present
-    assert case.decode().pixels.shape == (96, 96)
-    (tmp_path / "c").write_bytes(b"\xff\xd8\xff")
-    broken = open_case(tmp_path / "c")
-    with pytest.raises(DecodeError):
-        broken.decode()

@@ -130,6 +130,7 @@ def default_config(findings: tuple[str, ...] = ()) -> WatchConfig:
     return WatchConfig(
         time="time",
         source="scanner",
+        least_baseline=200,
         families={
             "patient": Family(numbers=["age_years"], levels=["sex"], tells_of="population"),
             "view": Family(levels=["view_position", "body_part", "modality"], tells_of="population"),

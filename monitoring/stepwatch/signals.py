@@ -91,10 +91,10 @@ def normal_scores(ranks: Floats) -> Floats:
     return np.where(np.isnan(ranks), np.nan, _INVERSE[index])
 
 
-def strata_of(table: Table, config: WatchConfig) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """Working or off, and the stratum, of each row."""
-    off = {int(day): config.is_off(day_of(day)) for day in np.unique(table.days)}
-    calendar = np.array([_OFF[off[int(day)]] for day in table.days])
+def strata_of(table: Table, config: WatchConfig, only: str | None = None) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Working or off, and the stratum, of each row. With ``only`` every day counts as such a one."""
+    off = {int(day): only or _OFF[config.is_off(day_of(day))] for day in np.unique(table.days)}
+    calendar = np.array([off[int(day)] for day in table.days])
     if config.source is None:
         return calendar, calendar
     return calendar, np.char.add(np.char.add(table.levels[config.source], "|"), calendar)
@@ -107,6 +107,8 @@ class Encoder:
         """Fit on the rows of a baseline."""
         self._config = config
         calendar, strata = strata_of(table, config)
+        # A baseline that knows working days only, or off days only, cannot tell them apart.
+        self._only = str(calendar[0]) if len(set(calendar.tolist())) == 1 else None
         names, counts = np.unique(strata, return_counts=True)
         self.counts = {str(name): int(n) for name, n in zip(names, counts, strict=True)}
         self.strata = tuple(name for name, n in self.counts.items() if n >= config.least_baseline)
@@ -235,7 +237,7 @@ class Encoder:
 
     def encode(self, table: Table) -> Encoded:
         """What each row says of each signal."""
-        calendar, strata = strata_of(table, self._config)
+        calendar, strata = strata_of(table, self._config, self._only)
         known = np.isin(strata, self.strata) if self.strata else np.zeros(len(table), bool)
         scores = self._scores(table, strata)
         given, distance = self._together(scores)

@@ -14,8 +14,9 @@ from rich.console import Console
 from stepwedge.analysis import read_published
 from stepwedge.demo.peer import RECEIVER, Receiver, send
 from stepwedge.demo.service import QUIET_SECONDS, start, stop, wait_ready, write_settings
-from stepwedge.demo.studies import Outcome, Study, make_studies
+from stepwedge.demo.studies import Outcome, Study, make_later, make_studies
 from stepwedge.demo.tables import Pair, children_table, end, files_table, is_ill, summary_table
+from stepwedge.demo.watching import of_the_new_scanner, wait_named
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.settings import Settings
@@ -23,6 +24,7 @@ from stepwedge.store import Store
 
 _MODELS = Path(__file__).parents[3] / "models" / "chest-pneumonia"
 _POLICY, _SIMULATED = _MODELS / "policy.yaml", _MODELS / "simulated.npz"
+_DEPARTMENT = _MODELS / "department"  # a baseline of the simulated department, for the monitor
 # Far more than an answer takes; a promise is not broken by a slow machine.
 _ANSWER_SECONDS = 180.0
 _WIDTH_IN_A_FILE = 120  # characters
@@ -44,7 +46,7 @@ def run(folder: Path) -> int:
     console.print("[bold]Stepwedge: a PACS pushes studies and finds the reports in them[/bold]")
     studies = make_studies(folder / "studies", _SIMULATED)
     receiver = Receiver(folder / "received")
-    settings = write_settings(folder, receiver.port, package, _POLICY)
+    settings = write_settings(folder, receiver.port, package, _POLICY, _DEPARTMENT)
     service = start(folder)
     try:
         with console.status("Starting: DICOM node, worker, inference server (BentoML, ONNX Runtime) …") as status:
@@ -54,6 +56,8 @@ def run(folder: Path) -> int:
         with console.status("Sending …") as status:
             _send_all(console, pairs, settings, status.update)
             _wait_answers(pairs, settings, receiver, status.update)
+            later = make_later(folder / "later", _SIMULATED)
+            named = _watch_a_change(console, later, settings, status.update)
     finally:
         clean = stop(service, settings)
         receiver.stop()
@@ -66,6 +70,7 @@ def run(folder: Path) -> int:
     _show_places(console, folder, receiver)
     broken = [f"{study.name}: {text}" for study, outcome in pairs for text in outcome.broken]
     broken += _broken_by_all(children)
+    broken += [] if named else ["a new scanner came, and the monitor did not name it"]
     if not clean:
         broken.append("the service did not stop cleanly")
     for text in broken:
@@ -104,6 +109,23 @@ def _send_all(console: Console, pairs: Sequence[Pair], settings: Settings, say: 
         answer = "stored" if outcome.status == 0 else f"refused with {outcome.status:#06x}"
         console.print(f"  sent {study.name}: {answer}")
     console.print(f"  sent a morning of a simulated department: {stored} children stored")
+
+
+def _watch_a_change(console: Console, later: Sequence[Study], settings: Settings, say: Callable[[str], None]) -> bool:
+    """Send studies among which a new scanner comes; whether the monitor names it."""
+    for study in later:
+        say(f"C-STORE: {study.name}")
+        send(study.file, settings.node.port)
+    console.print(f"  sent {len(later)} more children; a new scanner replaces the wall stand among them")
+    alarm = wait_named(settings, say)
+    if alarm is None:
+        return False
+    told = of_the_new_scanner(later, settings, alarm["raised_count"])
+    console.print(
+        f"[bold]The monitor names it[/bold]: {alarm['signal']} ({alarm['shift']}), after {told} studies of the new "
+        "scanner. An alarm waits for a person; nothing is changed by it."
+    )
+    return True
 
 
 def _wait_answers(pairs: Sequence[Pair], settings: Settings, receiver: Receiver, say: Callable[[str], None]) -> None:

@@ -23,11 +23,19 @@ QUIET_SECONDS = 2.0
 _READY_SECONDS, _STOP_SECONDS = 180.0, 90.0
 
 
-def write_settings(folder: Path, receiver_port: int, package: Path, policy: Path) -> Settings:
-    """A settings file on free ports, in a folder."""
+def write_settings(folder: Path, receiver_port: int, package: Path, policy: Path, department: Path) -> Settings:
+    """A settings file on free ports, in a folder.
+
+    ``department`` is the folder of what the monitor goes by: a policy with the department's baseline, and its signals.
+    """
     dicom, http, inference, watch = _free_ports(4)
     own = folder / "stepwatch.yaml"
-    own.write_text(yaml.safe_dump({"http": {"port": watch}}), encoding="utf-8")
+    watched = {
+        "http": {"port": watch},
+        "detection": {"config": str((department / "watch.yaml").absolute())},
+        "models": [{"package": str(package.absolute()), "policy": str((department / "policy.yaml").absolute())}],
+    }
+    own.write_text(yaml.safe_dump(watched), encoding="utf-8")
     values = {
         "data_dir": "data",
         "node": {"port": dicom, "allowed_callers": [CALLER]},

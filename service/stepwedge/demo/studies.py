@@ -13,8 +13,11 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.records import Decision, Finding, State
 from stepwedge.simulate.children import load_simulator
 from stepwedge.simulate.department import Department, Examination, examinations, radiograph
+from stepwedge.simulate.events import Event
 from stepwedge.simulate.sending import into_folder, run
 
+# Later that day a new scanner takes the place of the wall stand.
+_LATER, _CHANGE = 48, 5
 # A morning with more ill children than usual, so that both kinds are among few.
 _CHILDREN, _SEED, _RATE, _PREVALENCE = 16, 3, 8.0, 0.35
 
@@ -67,10 +70,20 @@ def make_studies(folder: Path, simulated: Path) -> list[Study]:
     ]  # fmt: skip
 
 
+def make_later(folder: Path, simulated: Path) -> list[Study]:
+    """More children of the same department, most of them from a new scanner."""
+    return _children(folder, simulated, _LATER, (Event(name="scanner-change", study=_CHANGE, size=0.0),), "later child")
+
+
 def _morning(folder: Path, simulated: Path) -> list[Study]:
+    return _children(folder, simulated, _CHILDREN, (), "simulated child")
+
+
+def _children(folder: Path, simulated: Path, count: int, events: tuple[Event, ...], name: str) -> list[Study]:
     simulator = load_simulator(simulated)
     department = Department(
-        studies=_CHILDREN,
+        studies=count,
+        events=events,
         seed=_SEED,
         rate=_RATE,
         prevalence=_PREVALENCE,
@@ -82,7 +95,7 @@ def _morning(folder: Path, simulated: Path) -> list[Study]:
             folder / "truth.csv")  # fmt: skip
     return [
         Study(
-            name=f"simulated child {child.number:02}",
+            name=f"{name} {child.number:02}",
             file=folder / "studies" / f"{child.number:06}.dcm",
             study_uid=child.study_uid,
             # Which of the three is the model's and the gate's to say. That it is one of them is the promise.

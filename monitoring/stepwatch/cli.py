@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stepwatch.commands import alarms, replay, retrain, serve, snapshot
+from stepwatch.commands import alarms, labels, replay, retrain, serve, snapshot
 from stepwatch.errors import WatchError
 
 # Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add(commands)
     alarms.add(commands)
     replay.add(commands)
+    labels.add(commands)
     retrain.add(commands)
     snapshot.add(commands)
     return parser

@@ -1,0 +1,148 @@
+"""The answered studies of a model and their labels, read from the database as they come."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import structlog
+import yaml
+from stepwedge.observation import Label
+
+from stepwatch.database import Database
+from stepwatch.errors import WatchError
+from stepwatch.figures import Performance
+from stepwatch.measures import Costs
+from stepwatch.packages import WatchedPackage
+from stepwatch.performance import Case, Terms, case_of, in_window, performance
+from stepwatch.settings import Settings
+
+log = structlog.get_logger()
+
+_LOOK_BACK = 1000  # ids that may become visible after later ones
+_FIRST_ROWS = 50_000  # latest rows that are looked at when it is begun
+_BATCH = 1000
+_KEEP = 20_000  # studies that wait for a label
+_AGAIN_SECONDS = 60.0  # between two times that figures are worked out for people
+
+
+class Cohort:
+    """The cases and labels of one model package. For one thread."""
+
+    def __init__(self, database: Database, package: WatchedPackage) -> None:
+        self._database, self._package = database, package
+        self._cases: dict[int, Case] = {}  # by row
+        self._labels: dict[str, Label] = {}
+        self._last_row = max(0, database.last_observation() - _FIRST_ROWS)
+        self._last_label = 0
+
+    def refresh(self) -> None:
+        """Read what is new. Raises DatabaseAwayError."""
+        after = max(0, self._last_row - _LOOK_BACK)
+        while rows := self._database.observations(after=after, limit=_BATCH):
+            after = rows[-1][0]
+            self._last_row = max(self._last_row, after)
+            for number, row in rows:
+                same = (row.model_name, row.model_digest) == (self._package.name, self._package.digest)
+                if number not in self._cases and same and (case := case_of(row)) is not None:
+                    self._cases[number] = case
+        self._cases = dict(sorted(self._cases.items())[-_KEEP:])
+        for number, label in self._database.labels(after=max(0, self._last_label - _LOOK_BACK)):
+            self._last_label = max(self._last_label, number)
+            if label.finding in self._package.findings:
+                self._labels.setdefault(label.label, label)
+
+    def cases(self, size: int = _KEEP) -> list[Case]:
+        """The latest studies, one case each, in the order of their rows."""
+        return in_window(self._cases.values(), size)
+
+    def labels(self) -> list[Label]:
+        """Every label, in the order in which they came."""
+        return list(self._labels.values())
+
+
+def follow(settings: Settings) -> Callable[[Database, WatchedPackage], Performance]:
+    """What works out the performance of a package; at most once a minute, as it is for people."""
+    cohorts: dict[str, Cohort] = {}
+    known: dict[str, tuple[float, Performance]] = {}
+
+    def look(database: Database, package: WatchedPackage) -> Performance:
+        if package.digest in known and time.monotonic() < known[package.digest][0]:
+            return known[package.digest][1]
+        cohort = cohorts.setdefault(package.digest, Cohort(database, package))
+        cohort.refresh()
+        try:
+            terms = terms_of(package, settings)
+        except WatchError as error:
+            # Everything but the cost can still be said.
+            log.warning("policy_unusable", said=str(error))
+            terms = {}
+        found = current(cohort, package, settings, terms)
+        known[package.digest] = (time.monotonic() + _AGAIN_SECONDS, found)
+        return found
+
+    return look
+
+
+def current(cohort: Cohort, package: WatchedPackage, settings: Settings, terms: Mapping[str, Terms]) -> Performance:
+    """The performance over the window of the settings."""
+    return performance(
+        cohort.cases(settings.performance.window),
+        cohort.labels(),
+        package.findings,
+        terms,
+        baseline=baseline_prevalence(package),
+        least=settings.performance.least,
+    )
+
+
+def terms_of(package: WatchedPackage, settings: Settings) -> dict[str, Terms]:
+    """What the policy that a package runs under says of each finding; empty without one."""
+    policy = next((model.policy for model in settings.models if model.package.resolve() == package.folder), None)
+    return {} if policy is None else read_terms(policy)
+
+
+def read_terms(policy: Path) -> dict[str, Terms]:
+    """The costs and the prevalence of each finding. The service checks the policy; here it is only read.
+
+    Raises
+    ------
+    WatchError
+        If it cannot be read.
+    """
+    try:
+        read = yaml.safe_load(policy.read_text(encoding="utf-8"))
+        fitted = ((read.get("fitted") or {}).get("deferrals")) or {}
+        return {
+            str(name): Terms(
+                costs=Costs(
+                    miss=float(item["miss"]),
+                    false_alarm=float(item["false_alarm"]),
+                    deferral=float(fitted.get(name, item)["deferral"]),
+                ),
+                prevalence=float(item["prevalence"]),
+            )
+            for name, item in read["findings"].items()
+        }
+    except OSError as error:
+        raise WatchError(f"{policy}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WatchError(f"{policy}: is no site policy: {type(error).__name__}") from None
+
+
+def baseline_prevalence(package: WatchedPackage) -> dict[str, float]:
+    """The mean calibrated probability of each finding in the baseline; empty where it cannot be read."""
+    try:
+        table = pyarrow.parquet.read_table(package.baseline, columns=["probabilities"])
+        rows: list[Mapping[str, Any] | None] = table.column("probabilities").to_pylist()
+    except (OSError, pa.ArrowException, KeyError):
+        return {}
+    values = {
+        name: [float(row[name]) for row in rows if row and row.get(name) is not None] for name in package.findings
+    }
+    return {name: math.fsum(found) / len(found) for name, found in values.items() if found}

@@ -9,11 +9,13 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
+import yaml
 from numpy.typing import NDArray
 from stepwedge.decision.calibrate import finding_scores
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.manifest import Package, load_package
 from stepwedge.package.card import EVALUATION, Evaluation
+from stepwedge.package.figures import Notes
 from stepwedge.policy import load_policy
 
 MODEL = Path(__file__).parents[3] / "models" / "chest-pneumonia"
@@ -27,6 +29,13 @@ def package() -> Package:
 @pytest.fixture(scope="module")
 def engine(package: Package) -> OnnxEngine:
     return OnnxEngine(package, "cpu", 1)
+
+
+@pytest.fixture
+def confounders(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that measures the confounders, from the training scripts."""
+    monkeypatch.syspath_prepend(MODEL)
+    return importlib.import_module("confounders")
 
 
 @pytest.fixture
@@ -76,6 +85,33 @@ def test_the_card_counts_the_folds_as_they_are(package: Package, folds: ModuleTy
         own = [row for row in rows if row.fold == name]
         assert fold.patients == len({row.patient for row in own})
         assert sum(fold.images.values()) == len(own)
+
+
+def test_written_confounders_leave_the_rest_of_the_notes_as_it_is(
+    confounders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "notes.yaml"
+    before = (MODEL / "notes.yaml").read_text(encoding="utf-8")
+    file.write_text(before, encoding="utf-8")
+    monkeypatch.setattr(confounders, "NOTES", file)
+    known = Notes.model_validate(yaml.safe_load(before))
+    confounders.write(known.confounders)
+    assert file.read_text(encoding="utf-8") == before
+    confounders.write(known.confounders[:1])
+    after = Notes.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    assert after == known.model_copy(update={"confounders": known.confounders[:1]})
+
+
+@pytest.mark.slow
+def test_the_confounders_measure_as_the_notes_say(package: Package, confounders: ModuleType, shared: Path) -> None:
+    noted = Notes.model_validate(yaml.safe_load((MODEL / "notes.yaml").read_text(encoding="utf-8"))).confounders
+    measured = confounders.measured(shared / "data" / "pneumonia", package)
+    assert [check.question for check in measured] == [check.question for check in noted]
+    for found, said in zip(measured, noted, strict=True):
+        assert found.images == said.images
+        assert found.value.value == pytest.approx(said.value.value, abs=1e-3)
+        # Ends of an interval move with the draws of the bootstrap.
+        assert (found.value.low, found.value.high) == pytest.approx((said.value.low, said.value.high), abs=0.01)
 
 
 @pytest.mark.slow

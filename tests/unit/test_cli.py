@@ -18,7 +18,10 @@ from stepwedge.cli import UNUSABLE, main
 from stepwedge.settings import reference
 from stepwedge.store import Store
 
-COMMANDS = ["serve", "listen", "work", "infer", "predict", "status", "retry", "index", "settings", "demo"]
+COMMANDS = [
+    *("serve", "listen", "work", "infer", "predict", "status", "retry", "index", "settings", "demo"),
+    *("package", "policy", "simulate"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stepwatch.measures import Costs
 from stepwatch.packages import WatchedPackage
 from stepwatch.performance import Case, Terms, case_of, in_window, performance
 from stepwatch.settings import Settings
+from stepwatch.subgroups import subgroups, worst_gaps
 
 log = structlog.get_logger()
 
@@ -91,14 +93,10 @@ def follow(settings: Settings) -> Callable[[Database, WatchedPackage], Performan
 
 def current(cohort: Cohort, package: WatchedPackage, settings: Settings, terms: Mapping[str, Terms]) -> Performance:
     """The performance over the window of the settings."""
-    return performance(
-        cohort.cases(settings.performance.window),
-        cohort.labels(),
-        package.findings,
-        terms,
-        baseline=baseline_prevalence(package),
-        least=settings.performance.least,
-    )
+    cases, labels, least = cohort.cases(settings.performance.window), cohort.labels(), settings.performance.least
+    found = performance(cases, labels, package.findings, terms, baseline=baseline_prevalence(package), least=least)
+    groups = subgroups(cases, labels, package.findings, terms, least=least)
+    return replace(found, groups=tuple(item.figure() for item in groups), worst_gaps=worst_gaps(groups))
 
 
 def terms_of(package: WatchedPackage, settings: Settings) -> dict[str, Terms]:

@@ -87,6 +87,25 @@ def keep(database: Database, labels: Sequence[Label], findings: Collection[str])
     return taken, dict(refused)
 
 
+def take(
+    database: Database, body: bytes, kind: str, findings: Collection[str], *, audit_share: float | None = None
+) -> tuple[int, dict[str, int]]:
+    """Read and keep what came by HTTP: how many were new, and how many were refused by reason.
+
+    Raises
+    ------
+    WatchError
+        If anything in it is wrong; then none is kept.
+    """
+    if kind != "csv":
+        return keep(database, read_json(body, audit_share=audit_share), findings)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise WatchError("labels: is not UTF-8") from None
+    return keep(database, read_csv(text, source="http", audit_share=audit_share), findings)
+
+
 def _labels(rows: Sequence[Mapping[str, Any]], source: Source, share: float | None) -> list[Label]:
     if len(rows) > _MOST_ROWS:
         raise WatchError(f"labels: {len(rows)} rows; at most {_MOST_ROWS} are read at once: cut them into several")

@@ -53,6 +53,8 @@ def test_labels_come_in_by_csv_and_performance_comes_out(
     assert row["labelled"]["pneumonia"] == 200
     assert {(f["measure"], f["how"]) for f in row["figures"]} >= {("auroc", "measured"), ("expected_cost", "estimated")}
     assert "cannot see concept drift" in row["note"]
+    assert {item["group"] for item in row["groups"]} == {"sex", "age", "scanner", "sender", "view"}
+    assert row["worst_gaps"]
     assert main(["performance", "--config", str(config)]) == 0
     assert "pneumonia: 200 labelled studies" in capsys.readouterr().out
 

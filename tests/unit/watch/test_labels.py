@@ -6,7 +6,7 @@ import json
 
 import pytest
 from stepwatch.errors import WatchError
-from stepwatch.labels import keep, read_csv, read_json
+from stepwatch.labels import keep, read_csv, read_json, take
 from watch_bench import Bench
 from watched import FINDINGS
 
@@ -100,3 +100,13 @@ def test_the_same_label_twice_is_one_row_and_an_unknown_finding_is_refused(bench
     assert keep(bench.database, labels, FINDINGS) == (1, {"unknown_finding": 1})
     assert keep(bench.database, labels, FINDINGS) == (0, {"unknown_finding": 1})
     assert [label for _, label in bench.database.labels()] == labels[:1]
+
+
+def test_what_comes_by_http_is_csv_or_json_and_says_so(bench: Bench) -> None:
+    bench.database.prepare()
+    csv = HEAD + f"{STUDY},pneumonia,present,{TIME},,,\n"
+    assert take(bench.database, csv.encode(), "csv", FINDINGS) == (1, {})
+    assert take(bench.database, json.dumps([ROW]).encode(), "json", FINDINGS) == (0, {})  # the same label
+    assert [label.source for _, label in bench.database.labels()] == ["http"]
+    with pytest.raises(WatchError, match="not UTF-8"):
+        take(bench.database, b"\xff", "csv", FINDINGS)

@@ -29,13 +29,13 @@ $(VENV)/bin/python:
 # The tests' lock file holds the demo's, in the same versions; whichever comes first, the other adds to it.
 $(VENV)/demo.done: requirements-demo.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the service and the demo's data (about 700 MB; some minutes the first time)"
-	@$(PIP) install --require-hashes -r requirements-demo.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements-demo.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/test.done: requirements-test.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing the service and the test tools (about 1.2 GB; some minutes the first time)"
-	@$(PIP) install --require-hashes -r requirements-test.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements-test.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 

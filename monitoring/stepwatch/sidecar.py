@@ -24,6 +24,7 @@ from stepwatch.exporter import REQUEST_STATES
 from stepwatch.figures import Performance
 from stepwatch.logs import where
 from stepwatch.packages import WatchedPackage, read_package, stamp
+from stepwatch.pages import Pages
 from stepwatch.rows import RefusedRowError, read_observation
 from stepwatch.settings import Model, Settings
 from stepwatch.watch import Detectors, View, Watch
@@ -74,6 +75,7 @@ class Sidecar:
         detectors: Callable[[WatchedPackage], Detectors],
         *,
         performance: Callable[[Database, WatchedPackage], Performance] | None = None,
+        pages: Pages | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``detectors`` loads a package's baseline, and raises WatchError for one that cannot be used."""
@@ -81,6 +83,7 @@ class Sidecar:
         self._database = database
         self._load = detectors
         self._performance = performance
+        self._pages = pages
         self._now = now
         self._places = [_Place(model) for model in settings.models]
         self._prepared = False
@@ -100,6 +103,8 @@ class Sidecar:
         while not stop.is_set():
             self.look(stop)
             stop.wait(self._settings.detection.poll_seconds)
+        if self._pages is not None:
+            self._pages.stop()
         try:
             self._save(every=True)
         except DatabaseAwayError as error:
@@ -117,6 +122,8 @@ class Sidecar:
             self._acknowledge()
             self._save(every=False)
             self._show()
+            if self._pages is not None:
+                self._pages.look(self._watches())
         except DatabaseAwayError as error:
             if not self._shown.database:
                 log.error("database_away", said=str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import signal
@@ -34,9 +35,12 @@ def _serve(options: argparse.Namespace) -> int:
     import structlog
 
     from stepwatch import logs
+    from stepwatch.cohort import follow
     from stepwatch.database import Database
     from stepwatch.detecting import detectors
     from stepwatch.errors import WatchError
+    from stepwatch.labels import take
+    from stepwatch.pages import Pages
     from stepwatch.sidecar import Sidecar
     from stepwatch.web import Doors, HttpServer, build_app, read_token
 
@@ -46,13 +50,20 @@ def _serve(options: argparse.Namespace) -> int:
         raise WatchError("models is empty: there is nothing to watch; name a package in the settings")
     token = read_token(settings.http)
     database = Database.open(settings.database_url)
-    sidecar = Sidecar(settings, database, detectors(settings.detection))
+    sidecar = Sidecar(
+        settings,
+        database,
+        detectors(settings.detection),
+        performance=follow(settings),
+        pages=Pages(settings, database),
+    )
 
     def open_request(alert: Mapping[str, Any]) -> object:
         return _part("requests").open_from_alert(database, alert, now=datetime.now(UTC), settings=settings)
 
-    def read_labels(_body: bytes, _kind: str) -> tuple[int, Mapping[str, int]]:
-        raise WatchError("this version reads no labels")
+    def read_labels(body: bytes, kind: str) -> tuple[int, Mapping[str, int]]:
+        share = settings.performance.audit_share or None
+        return take(database, body, kind, _findings(settings), audit_share=share)
 
     doors = Doors(
         overview=lambda: sidecar.overview,
@@ -80,6 +91,18 @@ def _serve(options: argparse.Namespace) -> int:
         database.close()
         log.info("stopped")
     return 0
+
+
+def _findings(settings: Settings) -> set[str]:
+    """The findings of every package that can be read now."""
+    from stepwatch.errors import WatchError
+    from stepwatch.packages import read_package
+
+    found: set[str] = set()
+    for model in settings.models:
+        with contextlib.suppress(WatchError):
+            found |= set(read_package(model).findings)
+    return found
 
 
 def _part(name: str) -> Any:

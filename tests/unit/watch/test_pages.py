@@ -1,0 +1,114 @@
+"""Evidently's pages: when they are drawn, and that a failure is counted and forgotten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from stepwatch import metrics, pages
+from stepwatch.pages import ALARM, SCHEDULED, Pages
+from stepwatch.settings import Settings, Snapshot
+
+ROW = SimpleNamespace(model_digest="d", to_json=lambda: "{}")
+
+
+class KeptPages:
+    """A database of rows, and of the pages that were noted (a stand-in)."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.noted = rows, []
+
+    def last_observation(self) -> int:
+        return self.rows
+
+    def observations(self, after: int, limit: int) -> list[tuple[int, Any]]:
+        return [(i, ROW) for i in range(after + 1, min(self.rows, after + limit) + 1)]
+
+    def add_page(self, path: str, reason: str) -> int:
+        self.noted.append((path, reason))
+        return len(self.noted)
+
+
+class WatchedModel:
+    """A watch with given alarms (a stand-in)."""
+
+    def __init__(self) -> None:
+        self.alarms: tuple[dict[str, str], ...] = ()
+        self.package = SimpleNamespace(name="chest", digest="d", baseline=Path("baseline.parquet"))
+
+    def view(self) -> Any:
+        return SimpleNamespace(alarms=self.alarms)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Pages are written by a small program in place of Evidently; its exit status can be set."""
+    told = {"status": 0}
+
+    def start(_baseline: Path, _rows: Path, out: Path, *, timeout_seconds: float) -> subprocess.Popen[bytes]:
+        assert timeout_seconds > 0
+        text = f"import pathlib, sys; s = {told['status']}; s or pathlib.Path({str(out)!r}).touch(); sys.exit(s)"
+        return subprocess.Popen([sys.executable, "-c", text])
+
+    monkeypatch.setattr(pages, "start_page", start)
+    return told
+
+
+def keeper(folder: Path, rows: int, keep: int = 5) -> tuple[Pages, KeptPages]:
+    kept = KeptPages(rows)
+    settings = Settings(data_dir=folder, snapshot=Snapshot(keep=keep))
+    return Pages(settings, kept), kept  # type: ignore[arg-type]
+
+
+def finish(found: Pages, watch: WatchedModel) -> None:
+    assert found._drawing is not None
+    found._drawing.process.wait()
+    found.look([watch])  # type: ignore[list-item]
+
+
+def test_a_page_is_drawn_at_first_and_then_on_an_alarm(tmp_path: Path, drawn: dict[str, int]) -> None:
+    found, kept = keeper(tmp_path, 200)
+    watch = WatchedModel()
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert [reason for _, reason in kept.noted] == [SCHEDULED]
+    found.look([watch])  # type: ignore[list-item]
+    assert found._drawing is None
+    watch.alarms = ({"alarm": "1"},)
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert [reason for _, reason in kept.noted] == [SCHEDULED, ALARM]
+    found.look([watch])  # type: ignore[list-item]
+    assert found._drawing is None
+    assert not list(tmp_path.rglob("*.rows"))
+
+
+def test_too_few_studies_make_no_page(tmp_path: Path, drawn: dict[str, int]) -> None:
+    found, kept = keeper(tmp_path, 10)
+    found.look([WatchedModel()])  # type: ignore[list-item]
+    assert found._drawing is None
+    assert kept.noted == []
+
+
+def test_a_failure_is_counted(tmp_path: Path, drawn: dict[str, int]) -> None:
+    drawn["status"] = 2
+    found, kept = keeper(tmp_path, 200)
+    watch = WatchedModel()
+    before = metrics.PAGE_FAILURES._value.get()
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert metrics.PAGE_FAILURES._value.get() == before + 1
+    assert kept.noted == []
+
+
+def test_a_page_under_way_ends_with_the_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeping = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(pages, "start_page", lambda *_, **__: sleeping)
+    found, _ = keeper(tmp_path, 200)
+    found.look([WatchedModel()])  # type: ignore[list-item]
+    found.stop()
+    assert sleeping.poll() is not None

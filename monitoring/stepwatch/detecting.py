@@ -31,7 +31,7 @@ def detectors(settings: Detection) -> Callable[[WatchedPackage], Detectors]:
                 raise WatchError(str(error).replace(str(link), str(package.baseline))) from None
         if baseline.model != f"{package.name} {package.version}":
             raise WatchError(
-                f"{package.baseline}: is the baseline of {baseline.model}, and not of {package.name} {package.version}; "
+                f"{package.baseline}: is of {baseline.model}, and not of {package.name} {package.version}; "
                 "fit the site's policy on this one (`stepwedge policy fit`)"
             )
         return Detectors(

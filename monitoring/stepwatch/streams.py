@@ -78,7 +78,11 @@ def read_table(file: Path, config: WatchConfig, stretch: Stretch) -> Table:
         )
     table = table.select(list(columns)).append_column("", pa.array(np.arange(table.num_rows)))
     try:
-        times = pc.cast(table[config.time], pa.timestamp("us"))
+        found = table[config.time]
+        if pa.types.is_timestamp(found.type) and found.type.tz is not None:
+            # Days are those of the place: a study at midnight belongs to its own day there.
+            found = pc.local_timestamp(found)
+        times = pc.cast(found, pa.timestamp("us"))
     except pa.ArrowInvalid as error:
         raise WatchError(f"{file}: {config.time} holds what is no time: {error}") from None
     if times.null_count:

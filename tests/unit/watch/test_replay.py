@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -58,6 +59,17 @@ def test_a_recorded_change_is_told_with_its_row(recorded: Path, name: str, capsy
     assert last["type"] == "summary"
     assert last["studies"] == 1500
     assert last["alarms"] == len(objects) - 1
+
+
+def test_days_are_those_of_the_place(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.parquet.read_table(recorded / "stream.parquet")
+    midnight = pc.assume_timezone(pc.cast(table["day"], pa.timestamp("us")), "Europe/Madrid")
+    pyarrow.parquet.write_table(table.set_column(0, "day", midnight), recorded / "local.parquet")
+    told = []
+    for name in ("stream.parquet", "local.parquet"):
+        assert main(["replay", str(recorded / name), "--config", str(recorded / "watch.yaml"), "--json"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
 
 
 def test_it_reads_well_for_people(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,19 @@ QUARANTINE = sa.Table(
 )
 
 
+def make_tables(db: sa.Connection) -> int:
+    """Make the tables that are not there; the version of the schema then, ours unless it cannot be."""
+    METADATA.create_all(db)
+    version = db.execute(sa.select(SCHEMA.c.version)).scalar()
+    if version is None:
+        db.execute(sa.insert(SCHEMA).values(version=VERSION))
+    elif version in ADDED_TO:
+        db.execute(sa.update(SCHEMA).values(version=VERSION))
+    else:
+        return int(version)
+    return VERSION
+
+
 def prepare_sqlite(connection: Any, _record: Any) -> None:
     """Set up a new connection to an SQLite file that several processes use."""
     cursor = connection.cursor()

@@ -17,17 +17,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.schema import (
-    ADDED_TO,
     DELIVERIES,
     INSTANCES,
-    METADATA,
+    LABELS,
     OBSERVATIONS,
     QUARANTINE,
     REVISIONS,
-    SCHEMA,
     STUDIES,
     UNITS,
     VERSION,
+    make_tables,
     prepare_sqlite,
 )
 
@@ -138,15 +137,9 @@ class Store:
             if self._engine.dialect.name == "sqlite":
                 # Roles that start together on a new machine make the tables one after the other.
                 db.exec_driver_sql("BEGIN IMMEDIATE")
-            METADATA.create_all(db)
-            version = db.execute(sa.select(SCHEMA.c.version)).scalar()
-            if version is None:
-                db.execute(sa.insert(SCHEMA).values(version=VERSION))
-            elif version in ADDED_TO:
-                db.execute(sa.update(SCHEMA).values(version=VERSION))
-                version = VERSION
+            version = make_tables(db)
             db.commit()
-        if version not in (None, VERSION):
+        if version != VERSION:
             self.close()
             raise StepwedgeError(
                 f"{url}: the database has schema {version}, this version wants {VERSION}; "
@@ -389,9 +382,7 @@ class Store:
 
     def add_observation(self, unit: str, body: str) -> bool:
         """Keep an observation (JSON). False if the unit has one already."""
-        with self._engine.begin() as db:
-            statement = self._insert(OBSERVATIONS).values(unit=unit, body=body).on_conflict_do_nothing()
-            return bool(db.execute(statement).rowcount)
+        return self._add(OBSERVATIONS, unit=unit, body=body)
 
     def observations(self, after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
         """Observations with an id above ``after``, in the order of their ids."""
@@ -399,6 +390,10 @@ class Store:
         query = query.where(OBSERVATIONS.c.id > after).order_by(OBSERVATIONS.c.id).limit(limit)
         with self._engine.connect() as db:
             return [(int(row.id), str(row.body)) for row in db.execute(query)]
+
+    def add_label(self, label: str, study: str, body: str) -> bool:
+        """Keep a label (JSON) under its identifier. False if it is there already."""
+        return self._add(LABELS, label=label, study=study, body=body)
 
     def quarantine(self, item: Quarantined) -> int:
         """Count an unusable instance; how often it has come."""
@@ -437,6 +432,10 @@ class Store:
         with self._engine.connect() as db:
             value = db.execute(query).scalar()
         return None if value is None else float(value)
+
+    def _add(self, table: sa.Table, **values: str) -> bool:
+        with self._engine.begin() as db:
+            return bool(db.execute(self._insert(table).values(**values).on_conflict_do_nothing()).rowcount)
 
     def _insert(self, table: sa.Table) -> Any:
         return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)

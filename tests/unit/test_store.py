@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,3 +230,17 @@ def test_a_database_of_another_version_is_refused_with_what_to_do(tmp_path: Path
     connection.close()
     with pytest.raises(StepwedgeError, match=r"schema 99.*index rebuild"):
         Store.open_file(file)
+
+
+def test_a_database_of_schema_1_gets_the_tables_that_it_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "db" / "stepwedge.sqlite"
+    Store.open_file(file).close()
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("drop table labels; drop table constancy; update schema set version = 1")
+    store = Store.open_file(file)
+    try:
+        assert store.add_label("l", "s", "{}")
+        assert not store.add_label("l", "s", "{}")
+    finally:
+        store.close()
+    Store.open_file(file).close()

@@ -43,6 +43,7 @@ from stepwedge.dicom.encoded import (
     read_identity,
     split_file,
 )
+from stepwedge.dicom.verified import STRUCTURED_REPORTS, finding_codes, labels_of
 from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.identity import Site
@@ -96,6 +97,7 @@ class InstanceSpool:
         self._store = store
         self._manifests = tuple(manifests)
         self._is_own_result = is_own_result
+        self._findings = finding_codes(self._manifests)
         self.root = settings.data_dir / "spool"
         self._incoming, self._studies = self.root / "incoming", self.root / "studies"
         self._quarantine = self.root / "quarantine"
@@ -226,12 +228,21 @@ class InstanceSpool:
     def _index(self, path: Path, record: StoredInstance) -> None:
         try:
             self._store.add_instance(record)
+            self._keep_labels(path, record)
         except SQLAlchemyError:
             with self._lock:
                 self._unindexed.add(path)
             raise
         with self._lock:
             self._unindexed.discard(path)
+
+    def _keep_labels(self, path: Path, record: StoredInstance) -> None:
+        """What a radiologist's report says of our findings, kept beside the observations."""
+        if not record.sop_class_uid.startswith(STRUCTURED_REPORTS) or self._is_ours(path):
+            return
+        for label in labels_of(path, record.study, self._findings, self._site):
+            new = self._store.add_label(label.label, label.study, label.to_json())
+            metrics.LABELS.labels("new" if new else "known").inc()
 
     def _reindex(self, file: Path) -> bool:
         """Index a file from itself alone; False if it cannot be read, which the log says."""

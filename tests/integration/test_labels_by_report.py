@@ -1,0 +1,46 @@
+"""A radiologist's verified report, sent by C-STORE, becomes a label beside the observations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import sqlalchemy as sa
+from instances import write_file
+from listening import listening
+from packages import write_package
+from stepwedge.manifest import load_package
+from unit.dicom.test_verified import ABSENT, PRESENT, coded, report
+
+
+def kept(database: Path) -> list[dict[str, object]]:
+    engine = sa.create_engine(f"sqlite:///{database}")
+    try:
+        with engine.connect() as db:
+            return [json.loads(body) for (body,) in db.execute(sa.text("select body from labels order by id"))]
+    finally:
+        engine.dispose()
+
+
+def test_a_verified_report_is_a_label_and_starts_no_work(tmp_path: Path) -> None:
+    package = load_package(write_package(tmp_path / "package"))
+    spec = package.manifest.findings[0]
+    code = (spec.code.value, spec.code.scheme)
+    dataset = report(coded(code, PRESENT))
+    later = report(coded(code, ABSENT), reader="Roe^Richard")
+    later.StudyInstanceUID = dataset.StudyInstanceUID
+    own = report(coded(code, ABSENT))
+    own.Manufacturer = "Stepwedge"
+    files = [write_file(item, tmp_path / f"{i}.dcm") for i, item in enumerate((dataset, later, own))]
+    with listening(tmp_path / "data", [package]) as node:
+        for _ in range(2):  # sent again, nothing more is said
+            result = node.send(*files)
+            assert result.returncode == 0, result.stderr
+        study = node.node.site.hash(dataset.StudyInstanceUID)
+        labels = kept(node.node.settings.database_file)
+        assert not any(row.routed for row in node.node.store.instances(study))
+    assert [(label["study"], label["finding"], label["value"]) for label in labels] == [
+        (study, spec.name, 1.0),
+        (study, spec.name, 0.0),
+    ]
+    assert labels[0]["reader"] != labels[1]["reader"]

@@ -13,7 +13,11 @@ ASSOCIATIONS = Counter("stepwedge_associations", "Associations by outcome.", ["o
 INSTANCES = Counter("stepwedge_instances", "C-STORE requests by the status that was answered.", ["status"])
 INSTANCE_BYTES = Counter("stepwedge_instance_bytes", "Bytes of data sets that were stored.")
 QUARANTINED = Counter("stepwedge_quarantined", "Instances that were refused as unusable, by reason.", ["reason"])
-LABELS = Counter("stepwedge_labels", "Labels in verified structured reports, new or known already.", ["outcome"])
+LABELS = Counter(
+    "stepwedge_labels",
+    "Findings that verified structured reports name: labels, new or known already, or why there is none.",
+    ["outcome"],
+)
 STORE_SECONDS = Histogram(
     "stepwedge_store_seconds", "From the last byte of an instance to its acknowledgement.", buckets=_SECONDS
 )

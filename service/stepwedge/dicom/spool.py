@@ -240,9 +240,12 @@ class InstanceSpool:
         """What a radiologist's report says of our findings, kept beside the observations."""
         if not record.sop_class_uid.startswith(STRUCTURED_REPORTS) or self._is_ours(path):
             return
-        for label in labels_of(path, record.study, self._findings, self._site):
+        reading = labels_of(path, record.study, self._findings, self._site)
+        for label in reading.labels:
             new = self._store.add_label(label.label, label.study, label.to_json())
             metrics.LABELS.labels("new" if new else "known").inc()
+        for reason in reading.refused.values():
+            metrics.LABELS.labels(reason).inc()
 
     def _reindex(self, file: Path) -> bool:
         """Index a file from itself alone; False if it cannot be read, which the log says."""

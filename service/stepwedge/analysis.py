@@ -30,6 +30,7 @@ from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
 from stepwedge.pipeline import Equipment, combine, observation_of
 from stepwedge.records import Decision, Finding, FloatArray, ImageResult, Reason, State, UnitResult
+from stepwedge.reference import is_reference
 from stepwedge.settings import Settings
 from stepwedge.store import Revision, StoredInstance, Unit, unit_id
 
@@ -144,7 +145,7 @@ def analyse_unit(
         [settings.data_dir / path for path in revision.paths],
         {settings.data_dir / item.path: item for item in received},
         site=site,
-        equipment=equipment,
+        equipment=replace(equipment, prints=is_reference(settings.data_dir, unit.study)),
         maximum_bytes=settings.worker.maximum_decoded_bytes,
     )
     state, reasons, findings = combine(intake.images, equipment)

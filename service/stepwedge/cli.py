@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
-from stepwedge.commands import package, policy, simulate
+from stepwedge.commands import constancy, package, policy, simulate
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     package.add(commands)
     policy.add(commands)
     simulate.add(commands)
+    constancy.add(commands)
 
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")

@@ -25,6 +25,11 @@ class Site:
         """A keyed hash of an identifier (HMAC-SHA-256, first 128 bits), 32 hexadecimal characters."""
         return hmac.new(self.key, value.encode(), hashlib.sha256).hexdigest()[:32]
 
+    @property
+    def own_caller(self) -> str:
+        """The AE title under which this node sends to itself: it takes it always, and nobody else can guess it."""
+        return f"SW{self.hash('own caller').upper()[:14]}"
+
 
 def load_site(data_dir: Path) -> Site:
     """Read the node's identity, or make one at the first start.

@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from stepwedge.dicom.geometry import in_order
+from stepwedge.fingerprint import fingerprint
 from stepwedge.observation import Observation, Provenance
 from stepwedge.records import (
     Decision,
@@ -162,7 +163,18 @@ def _result(case: Case, members: tuple[str, ...], equipment: Equipment, ms: Mapp
         embedding=case.embedding,
         provider=case.provider,
         ms={name: round(value, 3) for name, value in ms.items()},
+        prints=_prints(case) if equipment.prints else {},
     )
+
+
+def _prints(case: Case) -> dict[str, tuple[float, ...]]:
+    """Fingerprints of the decoded image, where there is a single one, and of the first plane of each input."""
+    found = {
+        f"input.{name}": fingerprint(values.reshape(-1, *values.shape[-2:])[0]) for name, values in case.inputs.items()
+    }
+    if case.image is not None:
+        found["decoded"] = fingerprint(case.image.pixels, *case.image.value_range)
+    return found
 
 
 def rejected_image(instance: str, reason: Reason) -> ImageResult:

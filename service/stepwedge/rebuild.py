@@ -13,6 +13,7 @@ from stepwedge.dicom.studies import restore_revisions
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import load_site
 from stepwedge.manifest import load_package
+from stepwedge.reference import is_reference
 from stepwedge.rundir import hold, is_beating
 from stepwedge.settings import Settings
 from stepwedge.steps import plan_deliveries
@@ -61,6 +62,8 @@ def restore_results(settings: Settings, store: Store) -> int:
         unit = published.unit
         store.restore_unit(unit)
         store.set_unit(unit.unit, unit.state, unit.reasons, at=unit.ended_at)
+        if is_reference(settings.data_dir, unit.study):
+            continue
         store.add_observation(unit.unit, published.observation)
         plan_deliveries(settings, store, published)
         count += 1

@@ -75,9 +75,10 @@ def listen(settings: Settings) -> int:
         queue = workflow.QueueClient(settings)
         undo.callback(queue.close)
         manifests = [package.manifest for package in packages]
-        spool = InstanceSpool(settings, load_site(settings.data_dir), store, manifests, is_own_result)
+        site = load_site(settings.data_dir)
+        spool = InstanceSpool(settings, site, store, manifests, is_own_result)
         spool.prepare()
-        listener = Listener(settings.node, spool)
+        listener = Listener(settings.node, spool, own_callers=[site.own_caller])
         closer = StudyCloser(
             settings=settings.completeness,
             spool=spool,

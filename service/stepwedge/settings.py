@@ -173,6 +173,16 @@ class Watch(_Group):
     )
 
 
+class Constancy(_Group):
+    """The reference set of each model package, sent through the running service."""
+
+    enabled: bool = Field(
+        True, description="Whether `stepwedge serve` does so by itself: once it is ready, and then on schedule."
+    )
+    every_hours: float = Field(24, gt=0, le=24 * 7, description="Hours between two runs.")
+    timeout_seconds: Seconds = Field(600, description="Seconds after which studies that have not ended are missing.")
+
+
 class Trust(_Group):
     """Whose signatures the site goes by."""
 
@@ -212,6 +222,7 @@ class Settings(BaseSettings):
     report: Report = Report()
     log: Log = Log()
     watch: Watch = Watch()
+    constancy: Constancy = Constancy()
     trust: Trust = Trust()
     models: list[Model] = Field([], description="The models to run. Each study goes to every one that selects it.")
     destinations: list[Destination] = Field([], description="The nodes that results are sent to.")

@@ -49,6 +49,7 @@ class Equipment:
     policy: Policy | None  # None only for `predict` without a policy: then nothing is decided
     gate: Gate = field(default_factory=Gate)  # what is fitted of it
     explain: bool = True  # whether pictures and heat maps are made, for reports
+    prints: bool = False  # whether results carry fingerprints of what was decoded and what the model got
 
 
 def equip(package: Package, engine: Engine, policy: Policy | None, *, explain: bool = True) -> Equipment:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from stepwedge import reference
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import REASONS, State
 from stepwedge.settings import Settings
@@ -89,7 +90,9 @@ def snapshot(settings: Settings) -> Snapshot:
         raise StepwedgeError(f"{settings.data_dir}: no database here; has the service run with these settings?")
     store = Store.open_file(settings.database_file)
     try:
-        studies = tuple(store.studies())
+        studies = tuple(
+            study for study in store.studies() if not reference.is_reference(settings.data_dir, study.study)
+        )
         units = {study.study: tuple(store.units(study=study.study)) for study in studies}
         deliveries = {
             unit.unit: tuple(store.deliveries(unit=unit.unit)) for of_study in units.values() for unit in of_study

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from stepwedge import metrics
+from stepwedge import metrics, reference
 from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
 from stepwedge.errors import InferenceUnavailableError, StepwedgeError
 from stepwedge.identity import Site
@@ -143,18 +143,21 @@ def _analyse(bench: Bench, unit: Unit) -> str:
     published = read_published(bench.settings, unit.unit)
     if published is not None:
         return _finish(bench, published)
-    bench.store.add_observation(_failed_key(unit), observation)
-    return _end(bench.store, unit, result.state, tuple(reason.code for reason in result.reasons))
+    _observe(bench, unit, _failed_key(unit), observation)
+    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons))
 
 
 def _finish(bench: Bench, published: Published) -> str:
     """What follows a published result, in an order that leaves nothing unsaid wherever it is cut short."""
     unit, result = published.unit, published.result
+    if reference.is_reference(bench.settings.data_dir, unit.study):
+        # Looked at by the constancy run, which finds it in its folder.
+        return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons))
     if bench.store.add_observation(unit.unit, published.observation):
         for stage, value in json.loads(published.observation)["ms"].items():
             metrics.STAGE_SECONDS.labels(stage).observe(value / 1000.0)
     plan_deliveries(bench.settings, bench.store, published)
-    return _end(bench.store, unit, result.state, tuple(reason.code for reason in result.reasons))
+    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons))
 
 
 def _replaced(bench: Bench, unit: Unit) -> str:
@@ -251,8 +254,14 @@ def _end_without_result(bench: Bench, unit: Unit, state: State, reason: str) -> 
         state=str(state),
         reasons=(reason,),
     )
-    bench.store.add_observation(_failed_key(unit) if state is State.FAILED else unit.unit, row.to_json())
-    return _end(bench.store, unit, state, (reason,))
+    _observe(bench, unit, _failed_key(unit) if state is State.FAILED else unit.unit, row.to_json())
+    return _end(bench, unit, state, (reason,))
+
+
+def _observe(bench: Bench, unit: Unit, key: str, row: str) -> None:
+    """Keep a row for the monitor, of a patient's study only."""
+    if not reference.is_reference(bench.settings.data_dir, unit.study):
+        bench.store.add_observation(key, row)
 
 
 def _failed_key(unit: Unit) -> str:
@@ -260,9 +269,11 @@ def _failed_key(unit: Unit) -> str:
     return f"{unit.unit}!{unit.tries}"
 
 
-def _end(store: Store, unit: Unit, state: State, reasons: tuple[str, ...]) -> str:
-    before = store.unit(unit.unit)
-    store.set_unit(unit.unit, state, reasons, at=time.time())
+def _end(bench: Bench, unit: Unit, state: State, reasons: tuple[str, ...]) -> str:
+    before = bench.store.unit(unit.unit)
+    bench.store.set_unit(unit.unit, state, reasons, at=time.time())
+    if reference.is_reference(bench.settings.data_dir, unit.study):
+        return str(state)
     if before is None or before.state is not state:
         metrics.UNITS.labels(unit.model_name, str(state)).inc()
         for reason in reasons:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.schema import (
+    CONSTANCY,
     DELIVERIES,
     INSTANCES,
     LABELS,
@@ -394,6 +395,18 @@ class Store:
     def add_label(self, label: str, study: str, body: str) -> bool:
         """Keep a label (JSON) under its identifier. False if it is there already."""
         return self._add(LABELS, label=label, study=study, body=body)
+
+    def add_constancy(self, run: str, body: str) -> bool:
+        """Keep a constancy run (JSON) under its identifier. False if it is there already."""
+        return self._add(CONSTANCY, run=run, body=body)
+
+    def forget_study(self, study: str) -> None:
+        """Drop a study with its instances, revisions, units and deliveries: for reference studies only."""
+        units = sa.select(UNITS.c.unit).where(UNITS.c.study == study)
+        with self._engine.begin() as db:
+            db.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.unit.in_(units)))
+            for table in (UNITS, REVISIONS, INSTANCES, STUDIES):
+                db.execute(sa.delete(table).where(table.c.study == study))
 
     def quarantine(self, item: Quarantined) -> int:
         """Count an unusable instance; how often it has come."""

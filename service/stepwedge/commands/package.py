@@ -74,6 +74,12 @@ def add(commands: Commands) -> None:
         metavar="DIR",
         help="images for the golden cases, of nobody: they travel with the package (default: synthetic fields)",
     )
+    build.add_argument(
+        "--constancy",
+        type=Path,
+        metavar="DIR",
+        help="DICOM files of nobody, a study each, that become the reference set of `stepwedge constancy`",
+    )
     build.add_argument("--key", type=Path, metavar="FILE", help="private key to sign with (default: your own)")
     build.add_argument("--no-sign", action="store_true", help="leave the package unsigned: results stay demonstrations")
     build.add_argument(
@@ -112,6 +118,21 @@ def add(commands: Commands) -> None:
     sign = command("sign", _sign, "sign a package with a key of your own")
     _add_package(sign)
     sign.add_argument("--key", type=Path, metavar="FILE", help="private key to sign with (default: your own)")
+
+    constancy = command(
+        "constancy",
+        _constancy,
+        "give a package a reference set, for constancy runs",
+        "Answers for DICOM files of nobody (phantoms or simulated studies, one image each, Quality Control Subject "
+        "(0010,0200) set to YES) with the package's own model and gate, puts files and answers into the package, and "
+        "seals and signs it anew. Its digest changes, so that policies have to be approved for it again.",
+    )
+    _add_package(constancy)
+    constancy.add_argument(
+        "--from", required=True, type=Path, metavar="DIR", dest="studies", help="folder of the files"
+    )
+    constancy.add_argument("--key", type=Path, metavar="FILE", help="private key to sign with (default: your own)")
+    constancy.add_argument("--no-sign", action="store_true", help="leave the package unsigned")
 
     _add_package(command("card", _card, "print a package's card"))
 
@@ -212,6 +233,7 @@ def _build(options: argparse.Namespace) -> int:
         policy=options.policy,
         notes=options.notes,
         golden=options.golden,
+        constancy=options.constancy,
         key=options.key,
         sign=not options.no_sign,
         false_rejection=options.false_rejection or FALSE_REJECTION,
@@ -284,6 +306,15 @@ def _sign(options: argparse.Namespace) -> int:
     verify_digests(options.package)
     signer = sign_folder(options.package, ensure_key(options.key))
     _print(f"{options.package}: signed by {signer}, digest {verify_digests(options.package)}")
+    return 0
+
+
+def _constancy(options: argparse.Namespace) -> int:
+    from stepwedge.package.reference_set import add_reference
+    from stepwedge.signing import ensure_key
+
+    package = add_reference(options.package, options.studies, None if options.no_sign else ensure_key(options.key))
+    _print(f"{options.package}: has a reference set now, digest {package.digest}")
     return 0
 
 

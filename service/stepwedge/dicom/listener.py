@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -85,9 +86,11 @@ _config.LOG_HANDLER_LEVEL = "none"
 class Listener:
     """The listening socket and its associations."""
 
-    def __init__(self, settings: Node, spool: InstanceSpool) -> None:
+    def __init__(self, settings: Node, spool: InstanceSpool, *, own_callers: Sequence[str] = ()) -> None:
+        """``own_callers`` are AE titles of our own, taken beside those that the settings allow."""
         self._settings = settings
         self._spool = spool
+        self._own_callers = tuple(own_callers)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -105,7 +108,8 @@ class Listener:
         settings = self._settings
         node = AE(ae_title=settings.ae_title)
         node.require_called_aet = True
-        node.require_calling_aet = list(settings.allowed_callers)
+        # None named: anybody may call.
+        node.require_calling_aet = [*settings.allowed_callers, *self._own_callers] if settings.allowed_callers else []
         node.maximum_associations = settings.maximum_associations
         node.maximum_pdu_size = settings.maximum_pdu_bytes
         node.acse_timeout = settings.association_timeout

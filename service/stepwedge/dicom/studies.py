@@ -19,8 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics
 from stepwedge.dicom.spool import InstanceSpool
+from stepwedge.errors import StepwedgeError
 from stepwedge.manifest import Package, selects
 from stepwedge.records import State
+from stepwedge.reference import is_reference, registered
 from stepwedge.settings import Completeness
 from stepwedge.store import Revision, Store, StoredInstance, Study, Unit, unit_id
 
@@ -62,6 +64,7 @@ class StudyCloser:
     ) -> None:
         self._settings = settings
         self._spool = spool
+        self._data_dir = spool.root.parent
         self._store = store
         self._models = tuple(models)
         self._is_sending = is_sending
@@ -104,7 +107,7 @@ class StudyCloser:
             waited = max(now - study.last_instance_at, monotonic - self._seen[study.study][1])
             try:
                 made += self._close_if_complete(study, now, waited)
-            except (OSError, SQLAlchemyError) as error:
+            except (OSError, SQLAlchemyError, StepwedgeError) as error:
                 # The disk or the database: other studies may go through, and this one is tried again.
                 log.error("study_cannot_be_closed", study=study.study, error=type(error).__name__)
         self._to_queue |= {unit.unit: unit for unit in made}
@@ -128,13 +131,13 @@ class StudyCloser:
         written = self._revision_of(study, [item for item in instances if item.routed], now)
         if isinstance(written, str):
             if self._store.close_study(study, None, contents=contents):
-                metrics.STUDIES_COMPLETED.labels(written).inc()
+                self._count(study, written)
                 log.info("study_complete", study=study.study, routing=written, instances=len(instances))
             return []
         write_revision(self._spool, written)
         if not self._store.close_study(study, written.revision, written.units, contents=contents):
             return []  # an instance came in between; the file is written again when the study is quiet
-        metrics.STUDIES_COMPLETED.labels("routed").inc()
+        self._count(study, "routed")
         log.info(
             "study_complete",
             study=study.study,
@@ -146,12 +149,18 @@ class StudyCloser:
         )
         return list(written.units)
 
+    def _count(self, study: Study, routing: str) -> None:
+        if not is_reference(self._data_dir, study.study):
+            metrics.STUDIES_COMPLETED.labels(routing).inc()
+
     def _revision_of(self, study: Study, routed: Sequence[StoredInstance], now: float) -> RevisionFile | str:
         """The study's next revision, or why there is none: not_routed or unchanged."""
+        sent_for = registered(self._data_dir, study.study)  # a reference study is for one model
         chosen = [
             package.digest
             for package in self._models
-            if any(selects(package.manifest, modality=item.modality, has_pixels=True) for item in routed)
+            if (sent_for is None or sent_for.model_name == package.manifest.name)
+            and any(selects(package.manifest, modality=item.modality, has_pixels=True) for item in routed)
         ]
         if not chosen:
             return "not_routed"

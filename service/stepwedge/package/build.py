@@ -6,8 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +36,7 @@ from stepwedge.package.dataset import FOLDS, Columns, LabelledImage, of_fold, re
 from stepwedge.package.figures import EVALUATION, Evaluation, Notes, read_notes
 from stepwedge.package.fit_calibration import fit_calibration
 from stepwedge.package.fit_gate import fit_gate
+from stepwedge.package.folder import beside
 from stepwedge.package.golden import inputs_from, synthetic_inputs, write_golden
 from stepwedge.package.graph import Prepared, prepare, read_model, write_model
 from stepwedge.package.init import refuse_unfinished
@@ -53,6 +53,7 @@ from stepwedge.package.observe import (
 )
 from stepwedge.package.progress import Report, Silence
 from stepwedge.package.prove import check_activation, check_graph
+from stepwedge.package.reference_set import put_reference
 from stepwedge.pipeline import Equipment
 from stepwedge.policy import Policy, load_policy
 from stepwedge.signing import ensure_key, sign_folder
@@ -76,6 +77,7 @@ class Recipe:
     policy: Path | None = None  # for the card's section on decisions
     notes: Path | None = None  # what no program can measure, for the card
     golden: Path | None = None  # folder of images of nobody; None: synthetic fields
+    constancy: Path | None = None  # folder of DICOM files of nobody; None: no reference set
     key: Path | None = None  # None: the user's own
     sign: bool = True
     false_rejection: float = FALSE_REJECTION
@@ -123,7 +125,7 @@ def build_package(recipe: Recipe, report: Report | None = None) -> Package:
     policy = load_policy(recipe.policy, manifest) if recipe.policy else None
     key = ensure_key(recipe.key) if recipe.sign else None
     prepared = prepare(read_model(recipe.model), manifest)
-    with _beside(recipe) as folder:
+    with beside(recipe.out) as folder:
         manifest = _write_graph(recipe, folder, prepared, report)
         engine = _Unproven(_package(folder, manifest, _uncalibrated(manifest)), "cpu", _THREADS)
         golden = inputs_from(recipe.golden, manifest) if recipe.golden else synthetic_inputs(manifest)
@@ -131,6 +133,9 @@ def build_package(recipe: Recipe, report: Report | None = None) -> Package:
         evaluation, calibration = _fit(recipe, folder, engine, manifest, images, policy, notes, report)
         (folder / EVALUATION).write_text(evaluation.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / CARD).write_text(card(manifest, calibration, evaluation), encoding="utf-8")
+        if recipe.constancy is not None:
+            report.step("Answering for the reference set")
+            put_reference(_package(folder, manifest, calibration), engine, recipe.constancy)
         report.step("Sealing, signing and loading the package")
         seal(folder)
         if key is not None:
@@ -292,25 +297,3 @@ def _refuse_existing(recipe: Recipe) -> None:
         raise PackageError(f"{out}: there is something already; give another --out, or --force to replace a package")
     if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise PackageError(f"{out}: is not a model package, so it is not replaced; give another --out")
-
-
-@contextmanager
-def _beside(recipe: Recipe) -> Iterator[Path]:
-    """A folder to build in, beside the target; it becomes the target if all goes well, and goes away if not."""
-    out = recipe.out.absolute()
-    around = Path(tempfile.mkdtemp(prefix=f".{out.name}-being-built-", dir=out.parent))
-    try:
-        folder = around / out.name
-        folder.mkdir()
-        yield folder
-        replaced = around / "replaced"
-        if out.exists():
-            out.rename(replaced)
-        try:
-            folder.rename(out)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(out)
-            raise
-    finally:
-        shutil.rmtree(around, ignore_errors=True)

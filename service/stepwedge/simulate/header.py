@@ -165,6 +165,7 @@ def _add_patient(dataset: Dataset, name: str, identifier: str, sex: str) -> None
     dataset.PatientName = name
     dataset.PatientID = identifier
     dataset.PatientSex = sex
+    dataset.QualityControlSubject = "YES"  # nobody's image; PS3.3 section C.7.1.1
 
 
 def _add_age(dataset: Dataset, age_years: int | None, birth_date: date | None, study_date: date) -> None:

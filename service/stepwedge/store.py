@@ -400,6 +400,11 @@ class Store:
         """Keep a constancy run (JSON) under its identifier. False if it is there already."""
         return self._add(CONSTANCY, run=run, body=body)
 
+    def constancy(self) -> list[str]:
+        """Every constancy run (JSON), oldest first."""
+        with self._engine.connect() as db:
+            return list(db.execute(sa.select(CONSTANCY.c.body).order_by(CONSTANCY.c.id)).scalars())
+
     def forget_study(self, study: str) -> None:
         """Drop a study with its instances, revisions, units and deliveries: for reference studies only."""
         units = sa.select(UNITS.c.unit).where(UNITS.c.study == study)

@@ -129,7 +129,7 @@ def _send(
     """Register each case as a study of its own and send it as any modality would."""
     node = settings.node
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(node.host, node.host)  # noqa: S104 - not bound
-    to = Destination(name="this node", host=host, port=node.port, ae_title=node.ae_title)
+    to = Destination(name="this-node", host=host, port=node.port, ae_title=node.ae_title)
     studies = []
     with tempfile.TemporaryDirectory(dir=reference.folder(settings.data_dir), prefix="sending-") as name:
         files = []

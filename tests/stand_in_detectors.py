@@ -61,6 +61,7 @@ class StandInMonitor:
         self.units: list[str] = []
         self.times: list[str] = []
         self.found: list[StandInAlarm] = []
+        self.said: list[tuple[str, float, float]] = []
         self.limit = 1e5
 
     @property
@@ -86,6 +87,11 @@ class StandInMonitor:
             return [ended]
         return []
 
+    def label(self, column: str, probability: float, value: float, when: datetime) -> list[StandInAlarm]:
+        del when
+        self.said.append((column, probability, value))
+        return []
+
     def alarms(self) -> list[StandInAlarm]:
         return [alarm for alarm in self.found if not alarm.adopted]
 
@@ -103,15 +109,16 @@ class StandInMonitor:
         return seen
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.units, self.times, [asdict(alarm) for alarm in self.found]]).encode()
+        return json.dumps([self.units, self.times, self.said, [asdict(alarm) for alarm in self.found]]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StandInMonitor:
         monitor = cls()
         try:
-            monitor.units, monitor.times, found = json.loads(data)
+            monitor.units, monitor.times, said, found = json.loads(data)
         except ValueError:
             raise WatchError("of another version") from None
+        monitor.said = [tuple(item) for item in said]
         monitor.found = [StandInAlarm(**values) for values in found]
         return monitor
 
@@ -141,4 +148,5 @@ class StandInDetectors:
             row=row_of,
             baseline_rows=1000,
             warnings=("it is small",),
+            labels={finding: (f"label.{finding}",) for finding in package.findings},
         )

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import sqlalchemy as sa
 import yaml
 from stepwatch import tables
-from stepwedge.observation import Observation
+from stepwedge.observation import Label, Observation
 
 SHIPPED = Path(__file__).parents[1] / "models" / "chest-pneumonia" / "1.1.0"
 MODEL, FINDINGS = "chest-pneumonia", ("pneumonia", "bacterial_pneumonia")
@@ -121,6 +121,41 @@ def write_rows(
     with engine.begin() as db:
         for row in rows:
             db.execute(sa.insert(tables.OBSERVATIONS).values(unit=row.unit, body=text(row)))
+
+
+def write_labels(engine: sa.Engine, labels: Sequence[Label]) -> None:
+    """Write labels as the service does."""
+    with engine.begin() as db:
+        for label in labels:
+            values = {"label": label.label, "study": label.study, "body": label.to_json()}
+            db.execute(sa.insert(tables.LABELS).values(**values))
+
+
+def readings(rows: Sequence[Observation], *, decayed: bool, seed: int = 5, finding: str = FINDINGS[0]) -> list[Label]:
+    """A reading of the audit for each study that has an answer: as its probability says, or as a decayed model's."""
+    rng = np.random.default_rng(seed)
+    rows = [row for row in rows if finding in row.probabilities]
+    mean = float(np.mean([row.probabilities[finding] for row in rows]))
+    return [
+        reading(row, float(rng.random() < (mean if decayed else row.probabilities[finding])), finding=finding)
+        for row in rows
+    ]
+
+
+def reading(row: Observation, value: float | None, **changes: object) -> Label:
+    """A reading of the audit, a day after the study."""
+    values: dict[str, object] = {
+        "study": row.study,
+        "finding": FINDINGS[0],
+        "value": value,
+        "reader": "r1",
+        "time": (datetime.fromisoformat(row.time) + timedelta(days=1)).isoformat(),
+        "source": "csv",
+        "audit": True,
+        "probability_drawn": 0.3,
+    } | changes
+    name = hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()
+    return Label(**({"label": name} | values))  # type: ignore[arg-type]
 
 
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)

@@ -12,11 +12,15 @@ that are still missing are missing at random.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from stepwedge.observation import Label
 
 Floats = NDArray[np.float64]
+Auditing = Callable[[Label], Label]
 
 LEAST_DRAWN = 10  # readings of the audit: below that they cannot stand for the rest
 _PERSON = b"stepwatch-audit"
@@ -37,6 +41,22 @@ def is_drawn(study: str, share: float, *, key: bytes = b"") -> bool:
         raise ValueError(f"the share of the audit is {share}; wanted 0 to 1")
     digest = hashlib.blake2b(study.encode(), digest_size=8, key=key, person=_PERSON).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+def auditing(readers: Collection[str], share: float) -> Auditing:
+    """What marks a label from a report as one of the audit: its study is drawn, and its reader reads for the audit.
+
+    A report says nothing of the audit itself. ``readers`` are codes of those who read drawn studies without seeing the
+    answer; a report of anyone else may follow it.
+    """
+    known = frozenset(readers)
+
+    def audited(label: Label) -> Label:
+        if label.source == "sr" and label.reader in known and is_drawn(label.study, share):
+            return replace(label, audit=True, probability_drawn=share)
+        return label
+
+    return audited
 
 
 def weigh(otherwise: NDArray[np.bool_], drawn: Floats, rest: int) -> tuple[Floats, bool]:

@@ -125,12 +125,13 @@ def parse_config(values: dict[str, Any], where: str) -> WatchConfig:
 
 
 def default_config(findings: tuple[str, ...] = ()) -> WatchConfig:
-    """The configuration for observations of radiographs, with the given findings."""
+    """The configuration for observations of radiographs, with the given findings; labels come after their studies."""
     pixels = ["mean", "sd", "p01", "p50", "p99", "low_share", "high_share", "entropy", "sharpness"]
     return WatchConfig(
         time="time",
         source="scanner",
         least_baseline=200,
+        labels=[Labels(probability=f"probability.{name}", label=f"label.{name}") for name in findings],
         families={
             "patient": Family(numbers=["age_years"], levels=["sex"], tells_of="population"),
             "view": Family(levels=["view_position", "body_part", "modality"], tells_of="population"),

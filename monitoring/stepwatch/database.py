@@ -129,16 +129,33 @@ class Database:
 
     def new_bodies(self, cursor: Cursor, limit: int = 1000) -> list[tuple[int, str]]:
         """Observations that a cursor has not taken, as JSON, in the order of their ids."""
-        ids = tables.OBSERVATIONS.c.id
-        unseen = ids > cursor.position
-        if cursor.gaps:
-            unseen = sa.or_(unseen, ids.in_(sorted(cursor.gaps)))
-        query = sa.select(ids, tables.OBSERVATIONS.c.body).where(unseen).order_by(ids).limit(limit)
-        return [(int(row.id), str(row.body)) for row in self._read(query)]
+        return self._new(tables.OBSERVATIONS, cursor, limit)
 
     def last_observation(self) -> int:
         """The highest id of an observation; 0 if there is none."""
-        return int(self._read(sa.select(sa.func.max(tables.OBSERVATIONS.c.id)))[0][0] or 0)
+        return self._last(tables.OBSERVATIONS)
+
+    def answers_to(self, study: str) -> list[tuple[int, str]]:
+        """Every observation of one study, as JSON, in the order of their ids."""
+        table = tables.OBSERVATIONS
+        where = table.c.unit.startswith(f"{study}.", autoescape=True)  # units are named so
+        if self._file is not None:
+            # SQLite looks a range up in the index, and a prefix not.
+            where = sa.and_(table.c.unit > f"{study}.", table.c.unit < f"{study}/")
+        query = sa.select(table.c.id, table.c.body).where(where).order_by(table.c.id)
+        return [(int(row.id), str(row.body)) for row in self._read(query)]
+
+    def new_labels(self, cursor: Cursor, limit: int = 1000) -> list[tuple[int, str]]:
+        """Labels that a cursor has not taken, as JSON, in the order of their ids."""
+        return self._new(tables.LABELS, cursor, limit)
+
+    def last_label(self) -> int:
+        """The highest id of a label; 0 if there is none."""
+        return self._last(tables.LABELS)
+
+    def labels_of(self, study: str) -> list[tuple[int, Label]]:
+        """Every label of one study; those that cannot be read are left out."""
+        return self._parsed(tables.LABELS, 0, None, Label.from_json, tables.LABELS.c.study == study)
 
     def observations(self, after: int = 0, limit: int = 1000) -> list[tuple[int, Observation]]:
         """Observations with an id above ``after``; those that cannot be read are left out."""
@@ -301,10 +318,26 @@ class Database:
         with _away(), self.engine.connect() as db:
             return db.execute(query).all()
 
+    def _new(self, table: sa.Table, cursor: Cursor, limit: int) -> list[tuple[int, str]]:
+        unseen = table.c.id > cursor.position
+        if cursor.gaps:
+            unseen = sa.or_(unseen, table.c.id.in_(sorted(cursor.gaps)))
+        query = sa.select(table.c.id, table.c.body).where(unseen).order_by(table.c.id).limit(limit)
+        return [(int(row.id), str(row.body)) for row in self._read(query)]
+
+    def _last(self, table: sa.Table) -> int:
+        return int(self._read(sa.select(sa.func.max(table.c.id)))[0][0] or 0)
+
     def _parsed(
-        self, table: sa.Table, after: int, limit: int | None, parse: Callable[[str], Row]
+        self,
+        table: sa.Table,
+        after: int,
+        limit: int | None,
+        parse: Callable[[str], Row],
+        where: sa.ColumnElement[bool] | None = None,
     ) -> list[tuple[int, Row]]:
-        query = sa.select(table.c.id, table.c.body).where(table.c.id > after).order_by(table.c.id).limit(limit)
+        wanted = table.c.id > after if where is None else sa.and_(table.c.id > after, where)
+        query = sa.select(table.c.id, table.c.body).where(wanted).order_by(table.c.id).limit(limit)
         found = []
         for row in self._read(query):
             with suppress(ValueError, TypeError, AttributeError):

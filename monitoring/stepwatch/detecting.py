@@ -40,6 +40,10 @@ def detectors(settings: Detection) -> Callable[[WatchedPackage], Detectors]:
             row=observation_row,
             baseline_rows=baseline.studies,
             warnings=baseline.warnings,
+            labels={
+                finding: tuple(pair.label for pair in config.labels if pair.probability == f"probability.{finding}")
+                for finding in package.findings
+            },
         )
 
     return load

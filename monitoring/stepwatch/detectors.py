@@ -223,13 +223,16 @@ class Prevalences(Detector):
 
 
 class Ratios(Detector):
-    """Bets whose likelihood ratios are worked out beforehand. Values are their logarithms; there is no down."""
+    """Bets whose likelihood ratios are worked out beforehand. Values are their logarithms.
+
+    Down is the bet that nothing has changed against the change: it has no weight, and says when an alarm is over.
+    """
 
     steps = (1.0,)
 
     def _ratio(self, value: Floats, *_: Floats) -> Floats:
-        ratio = np.exp(np.minimum(value, 300.0))
-        return np.stack([ratio, np.ones_like(ratio)], axis=1)
+        ratio = np.exp(np.clip(value, -300.0, 300.0))
+        return np.stack([ratio, 1 / ratio], axis=1)
 
     def _score(self, _: Floats, predicted: Floats) -> tuple[Floats, Floats]:
         return np.zeros_like(predicted), np.zeros_like(predicted)

@@ -181,6 +181,15 @@ def _labels(overview: Overview) -> Iterator[Metric]:
     for source in (*LABEL_SOURCES, "other"):
         counted.add_metric([source], overview.labels.get(source, 0))
     yield counted
+    fed = CounterMetricFamily(
+        "stepwatch_labels_bet_on",
+        "Readings of the audit that the concept bets have taken, as last saved.",
+        labels=["model"],
+    )
+    for view in overview.models:
+        if view.usable:
+            fed.add_metric([view.model], view.saved_labels)
+    yield fed
 
 
 def _performance(overview: Overview) -> Iterator[Metric]:

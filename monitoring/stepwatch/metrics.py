@@ -13,6 +13,7 @@ SHIFTS = ("prevalence", "acquisition", "population", "concept", "mixed", "stop",
 KINDS = ("drift", "event")
 WEBHOOK_OUTCOMES = ("taken", "no_token", "wrong_token", "replayed", "malformed", "too_large", "failed")
 LABEL_SOURCES = ("csv", "http", "sr")
+LABELS_NOT_USED = ("study_unknown", "too_many")
 
 ROWS_REFUSED = Counter("stepwatch_rows_refused", "Observations that could not be taken, by reason.", ["reason"])
 CLOCK_JUMPS = Counter(
@@ -34,9 +35,14 @@ WEBHOOK_REQUESTS = Counter(
     "stepwatch_webhook_requests", "Messages to the webhook, by what became of them.", ["outcome"]
 )
 LABELS_REFUSED = Counter("stepwatch_labels_refused", "Labels that were refused, by reason.", ["reason"])
+LABELS_DROPPED = Counter(
+    "stepwatch_labels_dropped", "Labels that are not used any more, or cannot be, by reason.", ["reason"]
+)
 PAGE_FAILURES = Counter("stepwatch_page_failures", "Evidently pages that could not be drawn.")
 
 # Rates of what has not happened yet are 0, not unknown.
+for _reason in LABELS_NOT_USED:
+    LABELS_DROPPED.labels(_reason)
 for _reason in REASONS:
     ROWS_REFUSED.labels(_reason)
 for _direction in ("ahead", "back"):

@@ -31,7 +31,7 @@ from stepwatch.weights import weights_of
 _AS_GOOD = 0.1  # of the largest evidence: a level's that has stopped is named before one's that has risen for it
 _ENOUGH = 20  # studies after an alarm that show whether a share has stopped altogether
 _LASTS = 10  # studies of another day after which a stop is no event of one day any more
-_FORMAT = 1  # of the saved state
+_FORMAT = 2  # of the saved state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,11 @@ class Monitor:
         self._open: list[_Open] = []
         self._ended: list[Alarm] = []  # cleared, and not acknowledged yet
         self._free_since: dict[str, int] = {}  # by family: the study at which an alarm on it last ended
-        self._recent = Recent(baseline.encoder.groups)
+        groups = baseline.encoder.groups
+        self._recent = Recent({group: signals for group, signals in groups.items() if group != LABELS})
+        # Labels come apart from their studies, and many at once: they must not push studies out of what is kept.
+        self._labelled = Recent({group: signals for group, signals in groups.items() if group == LABELS})
+        self.labels = 0
 
     @classmethod
     def start(cls, config: WatchConfig, baseline: Baseline) -> Self:
@@ -99,6 +103,9 @@ class Monitor:
             place = (int(table.rows[i]), table.times[i])
             values = {group: encoded.values[group][i] for group in self._detectors if encoded.asked[group][i]}
             self._recent.add(values, encoded.strata[i], place)
+            if LABELS in values and not np.isnan(values[LABELS]).all():
+                self._labelled.add(values, "", place)
+                self.labels += 1
             day = int(table.days[i])
             for group, said in values.items():
                 self._totals[group] = self._detectors[group].update(said, day, int(week[i]))
@@ -108,7 +115,7 @@ class Monitor:
                 yield i, self._raise(day, place)
 
     def label(self, column: str, probability: float, value: float, when: datetime) -> list[Alarm]:
-        """Take a label that has come after its study; the alarms that it raises.
+        """Take a label that has come after its study; the alarms that it raises or clears.
 
         ``column`` is the label's in the configuration, ``probability`` what the model had said, ``value`` 0…1.
         """
@@ -118,9 +125,11 @@ class Monitor:
         said[own] = self.baseline.encoder.label_ratios(column, np.array([probability]), np.array([value]))[0]
         place = (self.studies, when.isoformat(timespec="seconds"))
         day = (when.date() - date(1970, 1, 1)).days
-        self._recent.add({LABELS: said}, "", place)
+        self._labelled.add({LABELS: said}, "", place)
+        self.labels += 1
         self._totals[LABELS] = self._detectors[LABELS].update(said, day, day // 7)
-        return [self._raise(day, place)] if sum(self._totals.values()) >= self.limit else []
+        found = list(self._follow({LABELS: said}, day, day // 7, place))
+        return [*found, self._raise(day, place)] if sum(self._totals.values()) >= self.limit else found
 
     # --- Alarms ---------------------------------------------------------------------------------------------------
 
@@ -131,11 +140,15 @@ class Monitor:
     def acknowledge(self, alarm: str, *, by: str, when: datetime, adopt: bool = False) -> Alarm:
         """Note who has seen an alarm. With ``adopt`` the present level of its signals becomes the normal one.
 
-        Raises WatchError for an unknown alarm, or if one that has been cleared is to be adopted.
+        Raises WatchError for an unknown alarm, or if one of labels, or that has been cleared, is to be adopted.
         """
         time = when.isoformat(timespec="seconds")
         for entry in self._open:
             if entry.alarm.alarm == alarm:
+                if adopt and entry.alarm.family == LABELS:
+                    raise WatchError(
+                        f"{alarm}: that the model has got worse cannot be made normal; acknowledge it without --adopt"
+                    )
                 seen = replace(entry.alarm, acknowledged_by=by, acknowledged_time=time, adopted=adopt)
                 entry.alarm = seen
                 if adopt:
@@ -157,12 +170,13 @@ class Monitor:
         signal, detector = self.baseline.encoder.groups[group][index], self._detectors[group]
         direction = detector.direction(index)
         level = float(detector.level[index])
-        since, mean = self._recent.change(signal, index, level, direction, self._free(signal.family))
-        values = self._recent.values_of(group, index, since + 1)
+        recent = self._recent_of(group)
+        since, mean = recent.change(signal, index, level, direction, self._free(signal.family))
+        values = recent.values_of(group, index, since + 1)
         present = self._present(signal, values, level) if signal.kind == "prevalence" else level_of(signal, mean)
         usual = value_of(signal, level)
         stopped = is_of_a_source(signal) and direction < 0 and has_stopped(usual, mean)
-        changed = self._recent.place(since) or place
+        changed = recent.place(since) or place
         alarm = Alarm(
             alarm=f"{place[0]}-{signal.stratum or 'all'}-{signal.name}".replace(" ", "_"),
             kind_of_alarm="event" if stopped else "drift",
@@ -171,7 +185,7 @@ class Monitor:
             direction=direction_of(signal, direction, stopped=stopped),
             stratum=signal.stratum,
             shift=self._shift(signal, since, stopped=stopped),
-            attribution=attribute(signal, index, self._recent, since, level),
+            attribution=attribute(signal, index, recent, since, level),
             evidence=round(math.log10(max(sum(self._totals.values()), 1.0)), 2),
             raised_row=place[0],
             raised_time=place[1],
@@ -232,8 +246,11 @@ class Monitor:
         return best
 
     def _free(self, family: str) -> int:
-        """Studies since an alarm on a family last ended."""
-        return self.studies - self._free_since.get(family, 0)
+        """Studies, or labels, since an alarm on a family last ended."""
+        return (self.labels if family == LABELS else self.studies) - self._free_since.get(family, 0)
+
+    def _recent_of(self, group: str) -> Recent:
+        return self._labelled if group == LABELS else self._recent
 
     def kind_of_shift(self, studies: int) -> str:
         """What has shifted within the latest studies: prevalence, acquisition, population, mixed or unknown."""
@@ -284,7 +301,8 @@ class Monitor:
 
     def _release(self, entry: _Open) -> None:
         self._open.remove(entry)
-        self._free_since[entry.alarm.family] = self.studies
+        family = entry.alarm.family
+        self._free_since[family] = self.labels if family == LABELS else self.studies
         for group, indexes in entry.held.items():
             self._detectors[group].release(np.array(indexes))
 
@@ -306,7 +324,7 @@ class Monitor:
             detector = self._detectors[group]
             for index, (signal, part) in enumerate(zip(signals, detector.evidence(), strict=True)):
                 level, band = float(detector.level[index]), float(detector.ordinary.band[index])
-                recent = self._recent.values_of(group, index, None)
+                recent = self._recent_of(group).values_of(group, index, None)
                 present = self._present(signal, recent, level) if len(recent) else float("nan")
                 states.append(
                     SignalState(
@@ -335,10 +353,12 @@ class Monitor:
         for group, detector in self._detectors.items():
             arrays |= {f"{group}/{name}": values for name, values in detector.state().items()}
         arrays |= {f"recent/{name}": values for name, values in self._recent.state().items()}
+        arrays |= {f"labelled/{name}": values for name, values in self._labelled.state().items()}
         rest = {
             "format": _FORMAT,
             "signals": {group: [s.name for s in signals] for group, signals in self.baseline.encoder.groups.items()},
             "studies": self.studies,
+            "labels": self.labels,
             "open": [
                 {
                     "alarm": entry.alarm.to_dict(),
@@ -376,12 +396,11 @@ class Monitor:
                 prefix = f"{group}/"
                 detector.restore({n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)})
                 monitor._totals[group] = detector.total()
-            monitor._recent.restore(
-                {n.removeprefix("recent/"): v for n, v in arrays.items() if n.startswith("recent/")}
-            )
+            for prefix, recent in (("recent/", monitor._recent), ("labelled/", monitor._labelled)):
+                recent.restore({n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)})
         except (ValueError, KeyError, OSError) as error:
             raise WatchError(f"the saved state cannot be taken up: {error}; the monitor has to begin anew") from None
-        monitor.studies = int(rest["studies"])
+        monitor.studies, monitor.labels = int(rest["studies"]), int(rest["labels"])
         monitor._free_since = dict(rest["free_since"])
         monitor._ended = [Alarm.from_dict(values) for values in rest["ended"]]
         for number, entry in enumerate(rest["open"]):

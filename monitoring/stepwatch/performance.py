@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from stepwatch.audit import weigh
 from stepwatch.consensus import Consensus, agree
 from stepwatch.figures import MEASURES, Figure, How, Performance, Prevalence
 from stepwatch.measures import Answers, Costs, Floats, calibration_error, draw_truth, measure, resample
+from stepwatch.rows import moment
 
 CANNOT_SEE = (
     "The estimate takes the model's own probabilities for right. It cannot see concept drift: where images of the same "
@@ -123,12 +124,6 @@ def between(cases: Iterable[Case], first: datetime | None, last: datetime | None
         for case in cases
         if (first is None or moment(case.time) >= first) and (last is None or moment(case.time) < last)
     ]
-
-
-def moment(time: str) -> datetime:
-    """A time with an offset; UTC where it has none."""
-    when = datetime.fromisoformat(time)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def performance(

@@ -88,6 +88,12 @@ def time_of(observation: Observation) -> datetime:
     return when
 
 
+def moment(time: str) -> datetime:
+    """A time with an offset; UTC where it has none. Raises ValueError."""
+    when = datetime.fromisoformat(time)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
 def in_order(when: datetime, last: datetime | None, now: datetime) -> tuple[datetime, Jump | None]:
     """The time that a row is taken at, so that days follow each other, and whether a clock must have jumped for it.
 

@@ -57,6 +57,10 @@ class Performance(_Group):
     window: int = Field(2000, ge=100, description="Studies over which performance is measured.")
     least: int = Field(30, ge=5, description="Labelled studies of a group below which nothing is said of it.")
     audit_share: float = Field(0.05, ge=0, le=1, description="Share of studies drawn for blinded reading.")
+    audit_readers: list[str] = Field(
+        [],
+        description="Readers' codes (`stepwedge study --reader`) whose reports of drawn studies are blinded readings.",
+    )
 
 
 class Snapshot(_Group):

@@ -18,9 +18,11 @@ import structlog
 from stepwedge.observation import ConstancyRun, Observation
 
 from stepwatch import metrics
+from stepwatch.audit import auditing
 from stepwatch.database import ASKED, Database, DatabaseAwayError, OtherSidecarError
 from stepwatch.errors import WatchError
 from stepwatch.exporter import REQUEST_STATES
+from stepwatch.feeding import read_label
 from stepwatch.figures import Performance
 from stepwatch.logs import where
 from stepwatch.packages import WatchedPackage, read_package, stamp
@@ -89,6 +91,7 @@ class Sidecar:
         self._prepared = False
         self._log_floor = 0
         self._people_at = 0.0
+        self._audited = auditing(settings.performance.audit_readers, settings.performance.audit_share)
         self._labels: dict[str, int] = {}
         self._last_label = 0
         self._shown = Overview()
@@ -119,6 +122,7 @@ class Sidecar:
                 self._prepared = True
             self._refresh()
             self._take(stop)
+            self._take_labels(stop)
             self._acknowledge()
             self._save(every=False)
             self._show()
@@ -196,6 +200,21 @@ class Sidecar:
                 watch.lag = max(0, last - watch.cursor.position)
                 self._save(every=False)
                 self._shown = replace(self._shown, models=self._views())
+
+    def _take_labels(self, stop: threading.Event | None) -> None:
+        """Hand on the labels that have come, by whatever way; after the studies, so that they meet their answers."""
+        last = self._database.last_label()
+        for watch in self._watches():
+            if last < watch.labels.position:
+                log.error("labels_begin_anew", model=watch.package.name)
+                watch.labels_go_back()
+            while not (stop and stop.is_set()):
+                rows = self._database.new_labels(watch.labels, _BATCH)
+                for number, body in rows:
+                    watch.take_label(number, read_label(body), self._database, self._audited, self._now())
+                if len(rows) < _BATCH:
+                    break
+                self._save(every=False)
 
     def _read(self, number: int, body: str, watch: Watch, watches: list[Watch]) -> Observation | None:
         """The observation, if it is this model's. What no model takes is counted when the first of them meets it."""

@@ -10,14 +10,16 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
-from stepwedge.observation import Observation
+from stepwedge.observation import Label, Observation
 
 from stepwatch import metrics
+from stepwatch.audit import Auditing
 from stepwatch.database import DONE, REFUSED, Cursor, Database, LogEntry, SavedState
 from stepwatch.errors import WatchError
+from stepwatch.feeding import Place, Said, answer, counts
 from stepwatch.history import History, Point
 from stepwatch.packages import WatchedPackage
-from stepwatch.rows import in_order, time_of
+from stepwatch.rows import in_order, moment, time_of
 
 log = structlog.get_logger()
 
@@ -64,6 +66,9 @@ class DriftMonitor(Protocol):
     def update(self, row: Mapping[str, object], when: datetime) -> Sequence[AlarmRecord]:
         """Take one study; the alarms that it raises, changes or clears."""
 
+    def label(self, column: str, probability: float, value: float, when: datetime) -> Sequence[AlarmRecord]:
+        """Take a label that came after its study; the alarms that it raises or clears."""
+
     def alarms(self) -> Sequence[AlarmRecord]:
         """Active ones, and those that nobody has acknowledged."""
 
@@ -86,6 +91,7 @@ class Detectors:
     row: Callable[[Observation], dict[str, object]]
     baseline_rows: int
     warnings: tuple[str, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what is bet upon by finding: columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +107,7 @@ class View:
     warnings: tuple[str, ...] = ()
     studies: int = 0
     saved_studies: int = 0
+    saved_labels: int = 0  # that the concept bets have taken
     saved_at: float = 0.0
     lag: int = 0
     last_row: datetime | None = None
@@ -125,6 +132,8 @@ class Watch:
         self._last_row = datetime.fromisoformat(rest["last_row"]) if rest.get("last_row") else None
         self._acknowledged: set[int] = set(rest.get("acknowledged", ()))
         self._saved_studies = int(rest.get("studies", 0))
+        self._labels = Place.from_row(rest.get("labels", {}))
+        self._saved_labels = self._labels.fed
         self._changed: dict[str, dict[str, Any]] = {}
         self._notes: list[LogEntry] = []
         self._saved_at = time.monotonic()
@@ -161,8 +170,50 @@ class Watch:
             changed = self._monitor.update(self._detectors.row(observation), self._last)
         for alarm in changed:
             self._note(alarm, now)
+        self._labels, waited = self._labels.of_study(observation.study)
+        for said in waited:
+            self._bet(said, observation, now)
         if self._history.is_due(self._monitor.studies):
             self._history.add(self._monitor.studies, self._monitor.signals())
+
+    @property
+    def labels(self) -> Cursor:
+        """Which labels have been taken."""
+        return self._labels.cursor
+
+    def take_label(
+        self, number: int, label: Label | None, database: Database, audited: Auditing, now: datetime
+    ) -> None:
+        """Take a label's row, and bet on it if it counts. Raises DatabaseAwayError, and then it has not been taken."""
+        said = observation = None
+        waits = False
+        if label is not None and self._detectors.labels.get(label.finding):
+            said = counts(number, label, database, self._labels.cursor, audited)
+        if said is not None:
+            try:
+                observation = answer(said.study, database, self.cursor, (self.package.name, self.package.digest))
+            except LookupError:
+                waits = True
+        self._labels = self._labels.take(number)
+        self._dirty = True
+        if said is not None and waits:
+            self._labels, dropped = self._labels.wait(said)
+            metrics.LABELS_DROPPED.labels("study_unknown").inc(dropped)
+        elif said is not None and observation is not None:
+            self._bet(said, observation, now)
+
+    def _bet(self, said: Said, observation: Observation, now: datetime) -> None:
+        probability = observation.probabilities.get(said.finding)
+        if probability is None:
+            return
+        try:
+            when, _ = in_order(moment(said.time), self._last, now)
+        except (ValueError, OverflowError):
+            when = self._last or now
+        for column in self._detectors.labels[said.finding]:
+            for alarm in self._monitor.label(column, probability, said.value, when):
+                self._note(alarm, now)
+        self._labels = replace(self._labels, fed=self._labels.fed + 1)
 
     def acknowledge(self, asked: LogEntry) -> None:
         """Do what a person asked for, once."""
@@ -219,16 +270,23 @@ class Watch:
             "last_row": self._last_row.isoformat() if self._last_row else None,
             "acknowledged": sorted(self._acknowledged),
             "studies": self._monitor.studies,
+            "labels": self._labels.to_row(),
             "version": self.package.version,
         }
         state = replace(self._state, body=self._monitor.to_bytes(), cursor=self.cursor, rest=rest)
         self._state = database.save_state(state, list(self._changed.values()), self._notes)
         self._changed, self._notes, self._dirty = {}, [], False
         self._saved_studies, self._saved_at = self._monitor.studies, time.monotonic()
+        self._saved_labels = self._labels.fed
 
     def go_back(self, last: int) -> None:
         """Follow a table of observations that begins anew: its ids are lower than those that were taken."""
         self.cursor = replace(self.cursor, position=last, gaps=frozenset())
+        self._dirty = True
+
+    def labels_go_back(self) -> None:
+        """Follow a table of labels that begins anew."""
+        self._labels = replace(self._labels, cursor=Cursor())
         self._dirty = True
 
     def view(self) -> View:
@@ -242,6 +300,7 @@ class Watch:
             warnings=self._detectors.warnings,
             studies=self._monitor.studies,
             saved_studies=self._saved_studies,
+            saved_labels=self._saved_labels,
             saved_at=self._state.saved_at,
             lag=self.lag,
             last_row=self._last_row,

@@ -14,6 +14,8 @@ from stepwatch.errors import WatchError
 from stepwatch.monitor import Monitor
 from stepwatch.streams import Table
 
+WHEN = datetime(2026, 6, 1, tzinfo=UTC)
+
 
 @cache
 def baseline() -> Baseline:
@@ -137,3 +139,28 @@ def test_rows_one_by_one_say_the_same_as_a_table() -> None:
         singly += monitor.update(row, datetime.fromisoformat(table.times[i]))
     assert [a.signal for a in singly] == [a.signal for a in together]
     assert [a.raised_count for a in singly] == [a.raised_count for a in together]
+
+
+def test_labels_that_come_apart_raise_a_concept_alarm_and_clear_it_by_what_they_say_alone() -> None:
+    rng = np.random.default_rng(3)
+    monitor = Monitor.start(CONFIG, baseline())
+    probability = rng.beta(0.5, 3, 6000)
+    found = []
+    for p in probability[:2000]:
+        found += monitor.label("label", float(p), float(rng.random() < 0.15), WHEN)
+        if found:
+            break
+    [alarm] = found
+    assert (alarm.family, alarm.shift) == ("labels", "concept")
+    with pytest.raises(WatchError, match="cannot be made normal"):
+        monitor.acknowledge(alarm.alarm, by="A", when=WHEN, adopt=True)
+    for p in probability[2000:4000]:
+        monitor.label("label", float(p), float(rng.random() < 0.15), WHEN)
+    assert [alarm.cleared_row for alarm in monitor.alarms()] == [None]
+    again = Monitor.from_bytes(CONFIG, baseline(), monitor.to_bytes())
+    for each in (monitor, again):
+        chance = np.random.default_rng(4)
+        for p in probability[-1000:]:
+            each.label("label", float(p), float(chance.random() < p), WHEN)
+        assert all(alarm.cleared_row is not None for alarm in each.alarms())
+    assert monitor.alarms() == again.alarms()

@@ -130,6 +130,7 @@ def settings_for(package: Path, policy: Path, destinations: list[dict[str, Any]]
         "destinations": destinations,
         # Where the monitor is meant, a test gives it a port of its own and enables it.
         "watch": {"enabled": False},
+        "constancy": {"enabled": False},
     }
     for group, value in changes.items():
         values[group] = {**values.get(group, {}), **value} if isinstance(value, dict) else value

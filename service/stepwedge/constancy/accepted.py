@@ -112,7 +112,7 @@ def read_reference(package: Package) -> list[ReferenceCase]:
             f"{package.path}: the package has no reference set, so that its constancy cannot be shown; "
             "`stepwedge package constancy` adds one"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, ValidationError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, ValidationError) as error:
         raise PackageError(f"{file}: cannot be read ({type(error).__name__}); restore the package") from None
     return [ReferenceCase(contents=data, answer=answer) for data, answer in zip(contents, answers, strict=True)]
 

@@ -23,7 +23,7 @@ CHANGED = 1000.0
 # Of a fingerprint's fields. Decoding gives whole numbers, of which a step in 12 bits is 2.4e-4 of the range; tensors
 # are normalised, about one standard deviation wide, and what is computed in float32 agrees to 1e-5 anywhere.
 _DECODE_TOLERANCE = 1e-4  # of the image's range of values
-_PREPROCESSING_TOLERANCE = 1e-3
+_PREPROCESSING_TOLERANCE = 1e-4
 _THRESHOLD_TOLERANCE = 1e-6
 
 

@@ -302,9 +302,7 @@ class ImageResult:
     embedding: tuple[float, ...] = ()
     provider: str = ""  # ONNX Runtime execution provider that ran the model
     ms: Mapping[str, float] = field(default_factory=dict)  # milliseconds by stage
-    prints: Mapping[str, tuple[float, ...]] = field(
-        default_factory=dict
-    )  # of reference studies only
+    prints: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of reference studies only
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from stepwedge.manifest import SUMS, Package, digest_list, load_package
 from stepwedge.package.folder import beside
 from stepwedge.pipeline import Equipment
 from stepwedge.seams import Engine
-from stepwedge.signing import SIGNATURE, sign_folder
+from stepwedge.signing import SIGNATURE, SIGNER, sign_folder
 
 _THREADS = 1
 
@@ -42,7 +42,7 @@ def add_reference(package: Path, studies: Path, key: Path | None) -> Package:
         )
     with beside(package) as folder:
         shutil.copytree(package, folder, dirs_exist_ok=True)
-        for name in (SUMS, SIGNATURE):
+        for name in (SUMS, SIGNATURE, SIGNER):
             (folder / name).unlink(missing_ok=True)
         put_reference(found.model_copy(update={"path": folder}), OnnxEngine(found, "cpu", _THREADS), studies)
         (folder / SUMS).write_text(digest_list(folder), encoding="utf-8")

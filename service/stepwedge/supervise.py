@@ -19,6 +19,7 @@ import structlog
 import yaml
 
 from stepwedge import metrics, rundir, workflow
+from stepwedge.constancy.schedule import Schedule
 from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.page.app import HttpServer, build_app
@@ -58,6 +59,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._roles: dict[str, _Role] = {}
         self._said_ready = False
+        self._constancy = Schedule(settings, os.environ | {"STEPWEDGE_HTTP__PORT": "null"})
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; the exit status."""
@@ -81,6 +83,7 @@ class Supervisor:
                 self._roles["watch"] = _Role("watch", self._spawn("watch"))
             return self._watch()
         finally:
+            self._constancy.stop()
             self._stop_roles()
             if server is not None:
                 server.stop()
@@ -106,6 +109,7 @@ class Supervisor:
                     log.error("role_cannot_start", name=role.name)
                     return UNUSABLE
                 self._start_again(role, status)
+            self._constancy.poll(ready=self._said_ready)
             if not self._said_ready and all(check() for check in self.checks().values()):
                 self._said_ready = True
                 node = self._settings.node

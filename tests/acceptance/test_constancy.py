@@ -21,7 +21,7 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.manifest import GOLDEN, load_package
 from stepwedge.observation import ConstancyRun
 
-from service import Service, settings_for
+from service import Service, settings_for, until
 
 
 @pytest.fixture
@@ -57,6 +57,18 @@ def test_a_run_is_constant_and_leaves_nothing_but_its_row(service: Service) -> N
     page = service.get("/metrics")
     assert "stepwedge_units_total{" not in page
     assert "stepwedge_studies_completed_total{" not in page
+
+
+def test_a_service_makes_a_run_by_itself_once_it_is_ready(service: Service, tmp_path: Path) -> None:
+    service.stop()
+    values = yaml.safe_load(service.file.read_text())
+    again = Service(tmp_path / "again", values | {"constancy": {"enabled": True}})
+    again.start()
+    try:
+        until(lambda: _rows(again), "a run is kept", again)
+        assert [run.verdict for run in _rows(again)] == ["constant"]
+    finally:
+        assert again.stop() == 0
 
 
 def test_changed_costs_move_the_thresholds_until_a_person_accepts_them(service: Service, tmp_path: Path) -> None:

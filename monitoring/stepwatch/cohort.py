@@ -6,23 +6,24 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import structlog
 import yaml
-from stepwedge.observation import Label
+from stepwedge.observation import Label, Observation
 
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
+from stepwatch.fairness import Fairness, Place
 from stepwatch.figures import Performance
 from stepwatch.measures import Costs
 from stepwatch.packages import WatchedPackage
-from stepwatch.performance import Case, Terms, case_of, in_window, performance
+from stepwatch.performance import Case, Terms, case_of, groups_of, in_window, performance
 from stepwatch.settings import Settings
-from stepwatch.subgroups import subgroups, worst_gaps
+from stepwatch.subgroups import Member, subgroups, worst_gaps
 
 log = structlog.get_logger()
 
@@ -63,6 +64,11 @@ class Cohort:
         """The latest studies, one case each, in the order of their rows."""
         return in_window(self._cases.values(), size)
 
+    def evidence(self) -> Mapping[Place, tuple[float, int]]:
+        """What the running bets on subgroups have come to, as last saved. Raises DatabaseAwayError."""
+        state = self._database.load_state(self._package.name, self._package.digest)
+        return Fairness.from_row(state.rest.get("fairness", {})).evidence() if state is not None else {}
+
     def labels(self) -> list[Label]:
         """Every label, in the order in which they came."""
         return list(self._labels.values())
@@ -95,7 +101,15 @@ def current(cohort: Cohort, package: WatchedPackage, settings: Settings, terms: 
     """The performance over the window of the settings."""
     cases, labels, least = cohort.cases(settings.performance.window), cohort.labels(), settings.performance.least
     found = performance(cases, labels, package.findings, terms, baseline=baseline_prevalence(package), least=least)
-    groups = subgroups(cases, labels, package.findings, terms, least=least)
+    groups = subgroups(
+        cases,
+        labels,
+        package.findings,
+        terms,
+        least=least,
+        members=baseline_members(package),
+        evidence=cohort.evidence(),
+    )
     return replace(found, groups=tuple(item.figure() for item in groups), worst_gaps=worst_gaps(groups))
 
 
@@ -135,12 +149,22 @@ def read_terms(policy: Path) -> dict[str, Terms]:
 
 def baseline_prevalence(package: WatchedPackage) -> dict[str, float]:
     """The mean calibrated probability of each finding in the baseline; empty where it cannot be read."""
-    try:
-        table = pyarrow.parquet.read_table(package.baseline, columns=["probabilities"])
-        rows: list[Mapping[str, Any] | None] = table.column("probabilities").to_pylist()
-    except (OSError, pa.ArrowException, KeyError):
-        return {}
     values = {
-        name: [float(row[name]) for row in rows if row and row.get(name) is not None] for name in package.findings
+        name: [member.probabilities[name] for member in baseline_members(package) if name in member.probabilities]
+        for name in package.findings
     }
     return {name: math.fsum(found) / len(found) for name, found in values.items() if found}
+
+
+def baseline_members(package: WatchedPackage) -> tuple[Member, ...]:
+    """The baseline's studies, as far as subgroups go; none where it cannot be read."""
+    try:
+        return _members(package.baseline, package.baseline.stat().st_mtime_ns)
+    except (OSError, pa.ArrowException, ValueError, TypeError):
+        return ()
+
+
+@lru_cache(maxsize=8)
+def _members(file: Path, _changed: int) -> tuple[Member, ...]:
+    observations = [Observation.from_row(row) for row in pyarrow.parquet.read_table(file).to_pylist()]
+    return tuple(Member(groups=groups_of(row), probabilities=dict(row.probabilities)) for row in observations)

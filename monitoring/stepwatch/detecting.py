@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stepwatch.baseline import load_baseline
+from stepwatch.cohort import baseline_members
 from stepwatch.config import default_config, read_config
 from stepwatch.errors import WatchError
+from stepwatch.fairness import known_levels
 from stepwatch.monitor import Monitor
 from stepwatch.packages import BASELINE, WatchedPackage
 from stepwatch.settings import Detection
@@ -44,6 +46,7 @@ def detectors(settings: Detection) -> Callable[[WatchedPackage], Detectors]:
                 finding: tuple(pair.label for pair in config.labels if pair.probability == f"probability.{finding}")
                 for finding in package.findings
             },
+            levels=known_levels(member.groups for member in baseline_members(package)),
         )
 
     return load

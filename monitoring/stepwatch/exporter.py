@@ -20,7 +20,9 @@ REQUEST_STATES = (
     "open", "approved", "running", "failed", "candidate", "validated", "inconclusive", "declined", "promoting",
     "promoted", "rolling_back", "rolled_back",
 )  # fmt: skip
-_MOST_GROUPS = 500  # figures of subgroups of one model that are exported
+# Of a subgroup, the worst first. `worse` is what the rule StepwatchSubgroupGap asks for.
+VERDICTS_OF_GROUPS = ("worse", "miscalibrated", "as_others", "as_said", "too_few", "not_judged")
+_MOST_GROUPS = 1000  # figures of subgroups of one model that are exported
 _MOST_SIGNALS = 400  # of one model that are exported: those with the strongest evidence, by name
 
 
@@ -223,14 +225,16 @@ def _performance(overview: Overview) -> Iterator[Metric]:
             labelled.add_metric([model, finding], count)
         for item in known.prevalences:
             prevalence.add_metric([model, item.finding, item.how], item.value)
-        verdicts = set()
-        for found in known.groups[:_MOST_GROUPS]:
-            place = [model, found.finding, found.group, found.level]
+        judged = sorted(known.groups, key=lambda found: VERDICTS_OF_GROUPS.index(found.verdict))
+        verdicts: dict[tuple[str, str, str], str] = {}
+        for found in judged:
+            # The worst that may be said of any measure: an alert must not be lost among others.
+            verdicts.setdefault((found.finding, found.group, found.level), found.verdict)
+        for found in judged[:_MOST_GROUPS]:
             if math.isfinite(found.value):
-                group.add_metric([*place, found.measure], found.value)
-            verdicts.add((*place, found.verdict))
-        for labels_of in sorted(verdicts):
-            verdict.add_metric(labels_of, 1)
+                group.add_metric([model, found.finding, found.group, found.level, found.measure], found.value)
+        for (finding, of, level), said in sorted(verdicts.items()):
+            verdict.add_metric([model, finding, of, level, said], 1)
         for (finding, measure), number in known.worst_gaps.items():
             gap.add_metric([model, finding, measure], number)
     yield from (value, low, high, labelled, prevalence, group, verdict, gap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,7 +32,10 @@ class GroupFigure:
     level: str
     measure: str
     value: float
-    verdict: str  # a code; "too_few" is one
+    verdict: str  # too_few, not_judged, as_others, as_said, worse, miscalibrated
+    low: float = math.nan
+    high: float = math.nan
+    studies: int = 0  # that it is of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from stepwatch.exporter import is_active, seconds, strongest
-from stepwatch.figures import MEASURES, Figure, Performance
+from stepwatch.figures import MEASURES, Figure, GroupFigure, Performance
 from stepwatch.plots import HEIGHT, WIDTH, Plot, draw
 from stepwatch.sidecar import Overview
 from stepwatch.watch import SignalRecord, View
@@ -47,6 +47,8 @@ _MEASURES = {
     "npv": "NPV",
     "expected_cost": "Expected cost a study",
     "ece": "Calibration error (ECE)",
+    "calibration": "Ill beyond what probabilities say",
+    "prevalence_gap": "Mean probability beyond the baseline's",
 }
 
 
@@ -97,7 +99,7 @@ def _model(view: View, overview: Overview) -> dict[str, Any]:
         "last_run": runs[-1] if runs else None,
         "performance": _performance(performance) if performance else None,
         "gaps": sorted(performance.worst_gaps.items()) if performance else [],
-        "groups": performance.groups if performance else (),
+        "groups": [_group(figure) for figure in performance.groups] if performance else [],
         "prevalences": _prevalences(performance) if performance else [],
     }
 
@@ -247,6 +249,20 @@ def _figure(figure: Figure | None) -> str:
     if figure is None or not math.isfinite(figure.value):
         return "–"
     return f"{figure.value:.3f} ({figure.low:.3f} … {figure.high:.3f})"
+
+
+def _group(figure: GroupFigure) -> dict[str, str]:
+    value, low, high = figure.value, figure.low, figure.high
+    interval = f" ({low:.3f} … {high:.3f})" if math.isfinite(low) and math.isfinite(high) else ""
+    return {
+        "finding": figure.finding,
+        "group": figure.group,
+        "level": figure.level,
+        "measure": _MEASURES.get(figure.measure, figure.measure.replace("_", " ")),
+        "studies": f"{figure.studies:,}",
+        "value": f"{value:.3f}{interval}".replace("-", "−") if math.isfinite(value) else "–",
+        "verdict": figure.verdict.replace("_", " "),
+    }
 
 
 def _prevalences(performance: Performance) -> list[tuple[str, dict[str, str]]]:

@@ -16,9 +16,11 @@ from stepwatch import metrics
 from stepwatch.audit import Auditing
 from stepwatch.database import DONE, REFUSED, Cursor, Database, LogEntry, SavedState
 from stepwatch.errors import WatchError
+from stepwatch.fairness import Fairness
 from stepwatch.feeding import Place, Said, answer, counts
 from stepwatch.history import History, Point
 from stepwatch.packages import WatchedPackage
+from stepwatch.performance import groups_of
 from stepwatch.rows import in_order, moment, time_of
 
 log = structlog.get_logger()
@@ -92,6 +94,7 @@ class Detectors:
     baseline_rows: int
     warnings: tuple[str, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what is bet upon by finding: columns
+    levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of subgroups that are judged, by group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +137,9 @@ class Watch:
         self._saved_studies = int(rest.get("studies", 0))
         self._labels = Place.from_row(rest.get("labels", {}))
         self._saved_labels = self._labels.fed
+        self._fairness = Fairness.from_row(rest.get("fairness", {}))
+        if not self._fairness.is_of(package.findings, detectors.levels):
+            self._fairness = Fairness(package.findings, detectors.levels)
         self._changed: dict[str, dict[str, Any]] = {}
         self._notes: list[LogEntry] = []
         self._saved_at = time.monotonic()
@@ -210,6 +216,8 @@ class Watch:
             when, _ = in_order(moment(said.time), self._last, now)
         except (ValueError, OverflowError):
             when = self._last or now
+        decision = observation.decisions.get(said.finding, "none")
+        self._fairness.take(said.finding, groups_of(observation), probability, decision, said.value)
         for column in self._detectors.labels[said.finding]:
             for alarm in self._monitor.label(column, probability, said.value, when):
                 self._note(alarm, now)
@@ -271,6 +279,7 @@ class Watch:
             "acknowledged": sorted(self._acknowledged),
             "studies": self._monitor.studies,
             "labels": self._labels.to_row(),
+            "fairness": self._fairness.to_row(),
             "version": self.package.version,
         }
         state = replace(self._state, body=self._monitor.to_bytes(), cursor=self.cursor, rest=rest)

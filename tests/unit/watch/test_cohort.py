@@ -104,6 +104,7 @@ def test_a_label_before_its_study_waits_for_it(bench: Bench) -> None:
 
 def test_a_policy_that_cannot_be_read_leaves_the_rest(bench: Bench, tmp_path: Path) -> None:
     bench.write(bench.rows(100))
+    bench.database.prepare()
     broken = tmp_path / "policy.yaml"
     broken.write_text("findings: 3")
     models = [Model(package=bench.folder / "package", policy=broken)]

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import yaml
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from stepwatch import metrics, tables
@@ -20,6 +22,7 @@ from stepwatch.figures import Figure, GroupFigure, Performance, Prevalence
 from stepwatch.packages import read_package
 from stepwatch.settings import Detection, Model, Settings
 from stepwatch.sidecar import Overview, Sidecar
+from stepwatch.subgroups import AS_OTHERS, MISCALIBRATED, NOT_JUDGED, WORSE
 from stepwatch.watch import View
 from stepwedge.observation import ConstancyRun, Label, Observation
 from watched import (
@@ -76,7 +79,7 @@ def performance(_database: Database, _package: object) -> Performance:
     return Performance(
         figures=(Figure(finding=finding, measure="auroc", how="measured", value=0.9, low=0.85, high=0.95),),
         groups=(
-            GroupFigure(finding=finding, group="sex", level="F", measure="ppv", value=0.9, verdict="same"),
+            GroupFigure(finding=finding, group="sex", level="F", measure="ppv", value=0.9, verdict="as_others"),
             GroupFigure(finding=finding, group="sex", level="M", measure="ppv", value=float("nan"), verdict="too_few"),
         ),
         worst_gaps={(finding, "ppv"): 0.1},
@@ -203,3 +206,27 @@ def test_the_shipped_package_can_be_watched() -> None:
     package = read_package(Model(package=SHIPPED))
     assert package.findings == FINDINGS
     assert detectors(Settings().detection)(package).baseline_rows > 1000
+
+
+def test_the_worst_of_many_verdicts_is_exported_and_is_what_the_rule_asks_for() -> None:
+    rules = yaml.safe_load((Path(__file__).parents[3] / "monitoring/prometheus/rules/stepwatch.yaml").read_text())
+    [rule] = [r for g in rules["groups"] for r in g["rules"] if r.get("alert") == "StepwatchSubgroupGap"]
+    assert rule["expr"].strip() == f'stepwatch_subgroup_verdict{{verdict="{WORSE}"}} == 1'
+    groups = [
+        GroupFigure(finding="a", group="scanner", level=f"S{n}", measure="auroc", value=0.9, verdict=NOT_JUDGED)
+        for n in range(2000)
+    ]
+    groups += [
+        GroupFigure(finding="a", group="sex", level="F", measure=name, value=0.5, verdict=verdict)
+        for name, verdict in (("specificity", AS_OTHERS), ("sensitivity", WORSE), ("calibration", MISCALIBRATED))
+    ]
+    text = text_of(Overview(performance={MODEL: Performance(groups=tuple(groups))}))
+    found = [
+        labels["verdict"] for name, labels, _ in samples(text) if labels.get("level") == "F" and "verdict" in labels
+    ]
+    assert found == [WORSE]
+    kept = [labels for name, labels, _ in samples(text) if name == "stepwatch_subgroup_value"]
+    assert len(kept) == 1000
+    assert {labels["measure"] for labels in kept if labels["level"] == "F"} == {
+        "specificity", "sensitivity", "calibration",
+    }  # fmt: skip

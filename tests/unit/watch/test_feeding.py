@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from stepwatch.audit import is_drawn
+from stepwatch.cohort import follow
 from stepwatch.database import Database
 from stepwatch.detecting import detectors
 from stepwatch.feeding import Place, Said
+from stepwatch.packages import read_package
 from stepwatch.settings import Detection, Model, Performance, Settings
 from stepwatch.sidecar import Sidecar
 from stepwedge.observation import Label
@@ -159,6 +161,7 @@ class Department:
             sidecar.look()
             assert sidecar.overview.models[0].studies == len(self.rows)
             assert sidecar.overview.models[0].saved_labels == len(labels)
+            self.performance = follow(self.settings)(database, read_package(self.settings.models[0]))
             return database.alarms()
         finally:
             database.close()
@@ -177,3 +180,25 @@ def test_decay_that_only_labels_see_is_an_alarm_of_concept(tmp_path: Path) -> No
 def test_without_decay_there_is_none(labelled: int, tmp_path: Path) -> None:
     place = Department(tmp_path)
     assert place.alarms(readings(place.rows[:800], decayed=False)[:labelled]) == []
+
+
+def test_a_scanner_on_which_more_is_missed_is_called_worse_by_the_evidence_that_was_saved(tmp_path: Path) -> None:
+    place = Department(tmp_path)
+    far = [row for row in place.rows if row.decisions.get(FINDINGS[0]) in ("act", "clear")]
+    labels = []
+    for number, row in enumerate(far):
+        wrong = number % (2 if row.scanner == "Ray 7" else 20) == 0
+        labels.append(reading(row, float((row.decisions[FINDINGS[0]] == "act") != wrong)))
+    place.alarms(labels)
+    judged = {
+        (figure.group, figure.level): figure.verdict
+        for figure in place.performance.groups
+        if figure.finding == FINDINGS[0] and figure.measure == "sensitivity"
+    }
+    assert judged["scanner", "Borealis Ray 7"] == "worse"
+    assert [level for level, verdict in judged.items() if verdict == "worse"] == [("scanner", "Borealis Ray 7")]
+    assert judged["sex", "F"] == "as_others"
+    [gap] = [
+        v for (name, measure), v in place.performance.worst_gaps.items() if (name, measure) == (FINDINGS[0], "auroc")
+    ]
+    assert gap > 0.1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from labelling import FINDING, cases_of, labels_of
+from stepwatch.fairness import Fairness, Place, known_levels
 from stepwatch.performance import Case
-from stepwatch.subgroups import Subgroup, e_bh, evidence_of_worse, subgroups, worst_gaps
+from stepwatch.subgroups import Member, Subgroup, subgroups, worst_gaps
 
 
 def mixed(seed: int, separation: float, count: int = 1500) -> tuple[list[Case], np.ndarray]:
@@ -23,49 +23,68 @@ def by_place(found: list[Subgroup]) -> dict[tuple[str, str, str], Subgroup]:
     return {(item.group, item.level, item.measure): item for item in found}
 
 
+def evidence(cases: list[Case], ill: np.ndarray) -> dict[Place, tuple[float, int]]:
+    fairness = Fairness([FINDING], known_levels(case.groups for case in cases))
+    for case, truth in zip(cases, ill, strict=True):
+        fairness.take(FINDING, case.groups, case.probabilities[FINDING], case.decisions[FINDING], float(truth))
+    return fairness.evidence()
+
+
 def test_a_scanner_on_which_the_model_misses_more_is_called_worse_and_the_rest_is_not() -> None:
     cases, ill = mixed(1, separation=0.8)
-    found = subgroups(cases, labels_of(cases, ill), [FINDING])
+    found = subgroups(cases, labels_of(cases, ill), [FINDING], evidence=evidence(cases, ill))
     places = by_place(found)
     assert places["scanner", "Acme DX-2", "sensitivity"].verdict == "worse"
     assert places["scanner", "Acme DX-1", "sensitivity"].verdict == "as_others"
-    assert {item.verdict for item in found if item.group == "sex"} == {"as_others"}
+    assert {places["sex", level, name].verdict for level in "FM" for name in ("sensitivity", "specificity")} == {
+        "as_others"
+    }
+    assert places["sex", "F", "auroc"].verdict == "not_judged"
     value = places["scanner", "Acme DX-2", "auroc"]
     assert value.low < value.value < value.high
     assert worst_gaps(found)[FINDING, "auroc"] > 0.1
 
 
+def test_a_level_that_is_oftener_ill_than_its_probabilities_say_is_miscalibrated() -> None:
+    cases, ill = cases_of(1500, prevalence=0.3)
+    random = np.random.default_rng(3)
+    women = np.array([case.groups["sex"] == "F" for case in cases])
+    ill = ill | (women & (random.random(len(ill)) < 0.3))
+    found = by_place(subgroups(cases, labels_of(cases, ill), [FINDING], evidence=evidence(cases, ill)))
+    women_now, men = found["sex", "F", "calibration"], found["sex", "M", "calibration"]
+    assert women_now.verdict == "miscalibrated"
+    assert 0.1 < women_now.low < women_now.value < women_now.high < 0.35
+    assert men.verdict == "as_said"
+    assert men.low < 0 < men.high
+
+
 def test_too_few_to_say_is_a_verdict() -> None:
     cases, ill = cases_of(300, prevalence=0.3)
     rare = [replace(case, groups={"sex": "O" if n < 20 else "F"}) for n, case in enumerate(cases)]
-    found = by_place(subgroups(rare, labels_of(rare, ill), [FINDING]))
+    found = by_place(subgroups(rare, labels_of(rare, ill), [FINDING], evidence=evidence(rare, ill)))
     assert found["sex", "O", "auroc"].verdict == "too_few"
-    assert found["sex", "F", "auroc"].verdict == "as_others"
+    assert found["sex", "F", "sensitivity"].verdict == "as_others"
     assert {item.verdict for item in subgroups(rare, [], [FINDING])} == {"too_few"}
 
 
-def test_no_number_of_looks_makes_a_gap_of_chance() -> None:
-    worse = 0
-    for seed in range(200):
-        random = np.random.default_rng(seed)
-        right, within = random.random(600) < 0.8, random.random(600) < 0.3
-        worse += any(evidence_of_worse(right[:n], within[:n]) >= 20 for n in range(20, 601, 20))
-    assert worse <= 10  # of 200: the bound is 5 %
+def test_without_readings_of_the_audit_nothing_is_judged_whatever_the_figures_show() -> None:
+    cases, ill = mixed(1, separation=0.5)
+    found = by_place(subgroups(cases, labels_of(cases, ill), [FINDING]))
+    assert found["scanner", "Acme DX-2", "sensitivity"].verdict == "too_few"
+    assert found["scanner", "Acme DX-2", "sensitivity"].high < found["scanner", "Acme DX-1", "sensitivity"].low
 
 
-def test_a_group_that_is_better_is_no_evidence_that_it_is_worse() -> None:
-    random = np.random.default_rng(2)
-    within = random.random(2000) < 0.5
-    right = random.random(2000) < np.where(within, 0.95, 0.7)
-    assert evidence_of_worse(right, within) <= 1
-    assert evidence_of_worse(right, ~within) > 1e6
-
-
-@pytest.mark.parametrize(
-    ("evidence", "kept"), [([], []), ([59.0, 1.0, 1.0], []), ([60.0, 1.0, 1.0], [0]), ([1.0, 31.0, 30.0], [1, 2])]
-)
-def test_the_share_of_false_discoveries_is_bounded(evidence: list[float], kept: list[int]) -> None:
-    assert e_bh(evidence) == kept
+def test_prevalence_is_compared_with_that_of_the_same_level_in_the_baseline() -> None:
+    then, _ = cases_of(800, seed=1, prevalence=0.1)
+    now, _ = cases_of(800, seed=2, prevalence=0.1)
+    more, _ = cases_of(800, seed=3, prevalence=0.3)
+    now = [one if one.groups["sex"] == "F" else other for one, other in zip(now, more, strict=True)]
+    members = [Member(groups=case.groups, probabilities=case.probabilities) for case in then]
+    found = by_place(subgroups(now, [], [FINDING], members=members))
+    same, changed = found["sex", "F", "prevalence_gap"], found["sex", "M", "prevalence_gap"]
+    assert same.low < 0 < same.high
+    assert changed.low > 0.1
+    assert worst_gaps(found.values())[FINDING, "prevalence_gap"] > 0.1
 
 
 def test_rare_levels_are_taken_together() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from stepwatch.candidate import package_of, policy_of, verify
@@ -93,9 +94,12 @@ def reload(settings: Retrain) -> None:
     """Make the service load what the link names. Raises WatchError if there is no such program, or it fails."""
     if not settings.reload_command:
         raise WatchError("retrain.reload_command is empty: name what makes the service load its packages again")
+    program, *arguments = settings.reload_command
+    beside = Path(sys.executable).with_name(program)  # installed together, and not always on the path
+    command = [str(beside) if "/" not in program and beside.is_file() else program, *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - the site's own setting
-            settings.reload_command, capture_output=True, text=True, timeout=_RELOAD_SECONDS, check=False
+            command, capture_output=True, text=True, timeout=_RELOAD_SECONDS, check=False
         )
     except OSError as error:
         raise WatchError(f"{settings.reload_command[0]}: cannot be started: {error.strerror}") from None

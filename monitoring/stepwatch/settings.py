@@ -90,7 +90,11 @@ class Retrain(_Group):
     live_link: Path | None = Field(
         None, description="Symbolic link that the service loads its package by; promotion turns it to the candidate."
     )
-    reload_command: list[str] = Field([], description="Program that makes the service load what the link names.")
+    reload_command: list[str] = Field(
+        ["stepwedge", "reload"],
+        description="Program that makes the service load what the link names. `stepwedge reload` reads the service's "
+        "settings from STEPWEDGE_CONFIG, or from the file after --config.",
+    )
 
 
 class Log(_Group):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
-from stepwedge.commands import constancy, package, policy, simulate
+from stepwedge.commands import constancy, package, policy, reload, simulate
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     policy.add(commands)
     simulate.add(commands)
     constancy.add(commands)
+    reload.add(commands)
 
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")
@@ -127,8 +128,7 @@ def _serve(options: argparse.Namespace) -> int:
     from stepwedge.roles import load_models
     from stepwedge.supervise import Supervisor
 
-    load_models(settings)
-    return Supervisor(settings).run()
+    return Supervisor(settings, load_models(settings)).run()
 
 
 def _listen(options: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ TURNAROUND_SECONDS = Histogram(
     buckets=(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400),
 )
 DELIVERIES = Counter("stepwedge_deliveries", "Attempts to deliver a result.", ["destination", "outcome"])
+RELOADS = Counter("stepwedge_reloads", "Times that packages were to be loaded again, by outcome.", ["outcome"])
 ROLE_RESTARTS = Counter("stepwedge_role_restarts", "Roles that ended by themselves and were started again.", ["role"])
 SPOOL_FREE_BYTES = Gauge(
     "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from stepwedge import workflow
+from stepwedge import rundir, workflow
 from stepwedge.analysis import remove_unfinished
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.deliver import DicomSink
@@ -37,6 +38,7 @@ from stepwedge.store import Store
 
 log = structlog.get_logger()
 
+_LOOK_SECONDS = 0.2  # between two looks whether packages are to be loaded again
 _RECONCILE_SECONDS = 15.0  # between two looks for work that is in no queue
 _DELETE_SECONDS = 3600.0  # between two deletions of old workflow records
 
@@ -64,9 +66,26 @@ def load_models(settings: Settings) -> list[tuple[Package, Policy]]:
     return models
 
 
+def described(models: Sequence[tuple[Package, Policy]]) -> list[dict[str, Any]]:
+    """Models and policies as a person, or another program, is told of them."""
+    return [
+        {
+            "model": package.manifest.name,
+            "version": package.manifest.version,
+            "digest": package.digest,
+            "policy": policy.file.name,
+            "policy_digest": policy.digest,
+            "demonstration": policy.reference.demonstration,
+        }
+        for package, policy in models
+    ]
+
+
 def listen(settings: Settings) -> int:
     """The DICOM node: receives, keeps, and queues complete studies. Returns when asked to stop."""
     stop = _until_asked_to_stop()
+    again = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: again.set())
     packages = [package for package, _ in load_models(settings)]
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
@@ -96,9 +115,29 @@ def listen(settings: Settings) -> int:
         undo.callback(listener.stop, settings.worker.drain_seconds)
         _be_ready(settings, store, "listen", undo, {})
         log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=settings.node.port)
-        stop.wait()
+        _say_models(settings, packages)
+        while not stop.wait(_LOOK_SECONDS):
+            if again.is_set():
+                again.clear()
+                _load_again(settings, spool, closer)
         log.info("stopping")
     return 0
+
+
+def _load_again(settings: Settings, spool: InstanceSpool, closer: StudyCloser) -> None:
+    """Select by the packages that the settings name now, without a pause in receiving."""
+    try:
+        packages = [package for package, _ in load_models(settings)]
+    except StepwedgeError as error:
+        log.error("models_not_loaded_again", error=str(error))
+        return
+    spool.use([package.manifest for package in packages])
+    closer.use(packages)
+    _say_models(settings, packages)
+
+
+def _say_models(settings: Settings, packages: Sequence[Package]) -> None:
+    rundir.tell(settings.data_dir, "listen", {"digests": sorted(package.digest for package in packages)})
 
 
 def work(settings: Settings) -> int:

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from stepwedge.errors import StepwedgeError
 
@@ -34,6 +35,43 @@ def hold(data_dir: Path) -> None:
     except OSError:
         os.close(handle)
         raise StepwedgeError(f"{data_dir}: another stepwedge serve is using this data folder; stop it first") from None
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+
+
+def holder(data_dir: Path) -> int | None:
+    """The process that holds the data of this machine's service, or None if none does."""
+    file = data_dir / "run" / "serve.lock"
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        text = os.read(handle, 32).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(handle)
+    return None
+
+
+def tell(data_dir: Path, name: str, values: dict[str, Any]) -> None:
+    """Leave a word for other processes of this machine, in the place of the one before."""
+    file = _file(data_dir, f"said.{name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(values), encoding="utf-8")
+    temporary.replace(file)
+
+
+def told(data_dir: Path, name: str) -> dict[str, Any]:
+    """What was last left under a name; empty if nothing was."""
+    try:
+        values: dict[str, Any] = json.loads(_file(data_dir, f"said.{name}").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values
 
 
 def gather_metrics(folder: Path) -> None:

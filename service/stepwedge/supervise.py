@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import structlog
 import yaml
@@ -22,7 +23,10 @@ from stepwedge import metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
 from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
+from stepwedge.manifest import Package
 from stepwedge.page.app import HttpServer, build_app
+from stepwedge.policy import Policy
+from stepwedge.roles import described
 from stepwedge.settings import Settings
 from stepwedge.store import Store
 
@@ -33,6 +37,7 @@ ROLES = ("listen", "work", "infer", "watch")
 _LONGEST_PAUSE_SECONDS = 30.0
 # A role that has run this long is taken to be well: its next end starts with the shortest pause again.
 _WELL_SECONDS = 60.0
+_CHECK_SECONDS = 300.0  # for packages to verify, and again for the roles to be ready with them
 _STOP_SECONDS = 15.0  # beyond the worker's own drain time
 # Exit status of a role that cannot start as it is configured (see `cli`): starting it again would not help.
 UNUSABLE = 2
@@ -54,9 +59,13 @@ class _Role:
 class Supervisor:
     """The roles of one machine, each a process that is started again when it ends by itself."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, models: Sequence[tuple[Package, Policy]]) -> None:
+        """``models`` are those that the roles load first."""
         self._settings = settings
+        self._models = described(models)
         self._stop = threading.Event()
+        self._again = threading.Event()
+        self._had_terminal = os.isatty(0)
         self._roles: dict[str, _Role] = {}
         self._said_ready = False
         self._constancy = Schedule(settings, os.environ | {"STEPWEDGE_HTTP__PORT": "null"})
@@ -70,6 +79,8 @@ class Supervisor:
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
+        signal.signal(signal.SIGHUP, self._asked_to_load_again)
+        self._say()
         try:
             if settings.http.port is not None:
                 app = build_app(
@@ -109,6 +120,9 @@ class Supervisor:
                     log.error("role_cannot_start", name=role.name)
                     return UNUSABLE
                 self._start_again(role, status)
+            if self._again.is_set():
+                self._again.clear()
+                self._load_again()
             self._constancy.poll(ready=self._said_ready)
             if not self._said_ready and all(check() for check in self.checks().values()):
                 self._said_ready = True
@@ -119,6 +133,61 @@ class Supervisor:
                     http=f"{self._settings.http.host}:{self._settings.http.port}",
                 )
         return 0
+
+    def _load_again(self) -> None:
+        """Verify what the settings name in a process of its own, and if all of it is good, roll the roles."""
+        settings = self._settings
+        asked = rundir.told(settings.data_dir, "reload")
+        rundir.tell(settings.data_dir, "reload", {})
+        command = [sys.executable, "-m", "stepwedge", "reload", "--check"]
+        command += ["--allow-demonstration"] if asked.get("allow_demonstration") else []
+        try:
+            checked = subprocess.run(  # noqa: S603 - our own command
+                command, capture_output=True, text=True, timeout=_CHECK_SECONDS, check=False, start_new_session=True
+            )
+            lines = checked.stderr.strip().splitlines()
+            reason = lines[-1] if checked.returncode and lines else ""
+            models = [] if checked.returncode else json.loads(checked.stdout)
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            reason, models = f"the packages could not be verified ({type(error).__name__})", []
+        if not models:
+            self._end_reload(asked, "refused", f"nothing was changed: {reason}")
+            return
+        self._constancy.stop()
+        for name in ("work", "infer", "watch"):
+            self._stop_role(name)
+        rundir.clear(settings.data_dir, "work")  # what the old one said last
+        for name in ("infer", "work", "watch"):
+            if name in self._roles:
+                self._roles[name] = _Role(name, self._spawn(name))
+        # The DICOM node takes them without a pause in receiving.
+        self._roles["listen"].process.send_signal(signal.SIGHUP)
+        self._models = models
+        if self._all_follow(sorted(model["digest"] for model in models)):
+            self._end_reload(asked, "done", "")
+            self._constancy.run_now()
+        else:
+            self._end_reload(asked, "not_ready", "the roles were started anew and are not ready; the log says why")
+
+    def _all_follow(self, digests: list[str]) -> bool:
+        """Wait until every role is ready, and the DICOM node selects by these packages."""
+        deadline = time.monotonic() + _CHECK_SECONDS
+        while time.monotonic() < deadline and not self._stop.wait(0.2):
+            listening = rundir.told(self._settings.data_dir, "listen").get("digests") == digests
+            if listening and all(check() for check in self.checks().values()):
+                return True
+            if any(role.process.poll() == UNUSABLE for role in self._roles.values() if role.name != "watch"):
+                return False
+        return False
+
+    def _end_reload(self, asked: Mapping[str, Any], outcome: str, reason: str) -> None:
+        metrics.RELOADS.labels(outcome).inc()
+        say = log.info if outcome == "done" else log.error
+        say("reload", outcome=outcome, reason=reason, digests=[model["digest"] for model in self._models])
+        self._say({"token": asked.get("token", ""), "outcome": outcome, "reason": reason})
+
+    def _say(self, reload: Mapping[str, Any] | None = None) -> None:
+        rundir.tell(self._settings.data_dir, "serve", {"models": self._models, "reload": reload or {}})
 
     def _start_again(self, role: _Role, status: int) -> None:
         now = time.monotonic()
@@ -154,16 +223,23 @@ class Supervisor:
 
     def _stop_roles(self) -> None:
         for name in ROLES:
-            role = self._roles.get(name)
-            if role is None or role.process.poll() is not None:
-                continue
-            role.process.terminate()
-            try:
-                role.process.wait(self._settings.worker.drain_seconds + _STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                log.error("role_killed", name=name)
-                os.killpg(role.process.pid, signal.SIGKILL)
-                role.process.wait()
+            self._stop_role(name)
+
+    def _stop_role(self, name: str) -> None:
+        role = self._roles.get(name)
+        if role is None or role.process.poll() is not None:
+            return
+        role.process.terminate()
+        try:
+            role.process.wait(self._settings.worker.drain_seconds + _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("role_killed", name=name)
+            os.killpg(role.process.pid, signal.SIGKILL)
+            role.process.wait()
+
+    def _asked_to_load_again(self, _number: int, _frame: FrameType | None) -> None:
+        # A terminal that has gone sends the same signal, and takes what was started from it with it.
+        (self._stop if self._had_terminal and not os.isatty(0) else self._again).set()
 
     def _asked_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()

@@ -95,9 +95,8 @@ class InstanceSpool:
         self._settings = settings
         self._site = site
         self._store = store
-        self._manifests = tuple(manifests)
+        self.use(manifests)
         self._is_own_result = is_own_result
-        self._findings = finding_codes(self._manifests)
         self.root = settings.data_dir / "spool"
         self._incoming, self._studies = self.root / "incoming", self.root / "studies"
         self._quarantine = self.root / "quarantine"
@@ -107,6 +106,11 @@ class InstanceSpool:
         self._unindexed: set[Path] = set()
         self._serial = itertools.count()
         self._quarantine_files, self._quarantine_bytes = 0, 0
+
+    def use(self, manifests: Sequence[Manifest]) -> None:
+        """Select by these from now on; what is there keeps what it was selected for."""
+        self._manifests = tuple(manifests)
+        self._findings = finding_codes(self._manifests)
 
     def prepare(self) -> None:
         """Make the folders and drop what a killed process left half-written. Before the first instance."""

@@ -72,6 +72,10 @@ class StudyCloser:
         self._seen: dict[str, tuple[float, float]] = {}
         self._to_queue: dict[str, Unit] = {}
 
+    def use(self, models: Sequence[Package]) -> None:
+        """Make units of work for these packages from now on."""
+        self._models = tuple(models)
+
     def recover(self) -> None:
         """Finish what a killed process left: index what is on disk only, and queue what may not be queued."""
         added = self._spool.reconcile()
@@ -155,10 +159,11 @@ class StudyCloser:
 
     def _revision_of(self, study: Study, routed: Sequence[StoredInstance], now: float) -> RevisionFile | str:
         """The study's next revision, or why there is none: not_routed or unchanged."""
+        models = self._models  # one set for the whole revision
         sent_for = registered(self._data_dir, study.study)  # a reference study is for one model
         chosen = [
             package.digest
-            for package in self._models
+            for package in models
             if (sent_for is None or sent_for.model_name == package.manifest.name)
             and any(selects(package.manifest, modality=item.modality, has_pixels=True) for item in routed)
         ]
@@ -185,7 +190,7 @@ class StudyCloser:
                 created_at=now,
                 last_instance_at=study.last_instance_at,
             )
-            for package in self._models
+            for package in models
             if package.digest in chosen
         )
         return RevisionFile(revision=revision, units=units)

@@ -215,14 +215,30 @@ def _performance(overview: Overview) -> Iterator[Metric]:
         "Largest gap of a measure between subgroups.",
         labels=["model", "finding", "measure"],
     )
+    parted = GaugeMetricFamily(
+        "stepwatch_estimate_parted",
+        "1 where the measured and the estimated figure's intervals part, so that the estimate is not to be believed.",
+        labels=["model", "finding", "measure"],
+    )
+    only = GaugeMetricFamily(
+        "stepwatch_performance_labelled_only",
+        "1 where measured figures hold for labelled studies only: too few readings of the audit.",
+        labels=["model", "finding"],
+    )
     for model, known in sorted(overview.performance.items()):
+        apart = set(known.parted())
         for figure in known.figures:
+            if figure.how == "measured":
+                parted.add_metric(
+                    [model, figure.finding, figure.measure], float((figure.finding, figure.measure) in apart)
+                )
             place = [model, figure.finding, figure.measure, figure.how]
             for family, number in ((value, figure.value), (low, figure.low), (high, figure.high)):
                 if math.isfinite(number):
                     family.add_metric(place, number)
         for finding, count in known.labelled.items():
             labelled.add_metric([model, finding], count)
+            only.add_metric([model, finding], float(finding in known.only_labelled))
         for item in known.prevalences:
             prevalence.add_metric([model, item.finding, item.how], item.value)
         judged = sorted(known.groups, key=lambda found: VERDICTS_OF_GROUPS.index(found.verdict))
@@ -237,7 +253,7 @@ def _performance(overview: Overview) -> Iterator[Metric]:
             verdict.add_metric([model, finding, of, level, said], 1)
         for (finding, measure), number in known.worst_gaps.items():
             gap.add_metric([model, finding, measure], number)
-    yield from (value, low, high, labelled, prevalence, group, verdict, gap)
+    yield from (value, low, high, parted, labelled, only, prevalence, group, verdict, gap)
 
 
 def _gauge(name: str, text: str, values: Sequence[float]) -> Metric:

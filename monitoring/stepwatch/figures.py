@@ -56,3 +56,14 @@ class Performance:
     worst_gaps: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by finding and measure
     prevalences: tuple[Prevalence, ...] = ()
     labelled: Mapping[str, int] = field(default_factory=dict)  # studies with labels by finding
+    only_labelled: tuple[str, ...] = ()  # findings whose measured figures do not stand for studies without a label
+
+    def parted(self) -> list[tuple[str, str]]:
+        """Finding and measure of those whose estimate is not to be believed: the intervals have nothing in common."""
+        figures = {(figure.finding, figure.measure, figure.how): figure for figure in self.figures}
+        apart = []
+        for (finding, name, how), figure in figures.items():
+            other = figures.get((finding, name, "estimated"))
+            if how == "measured" and other is not None and (figure.low > other.high or figure.high < other.low):
+                apart.append((finding, name))
+        return apart

@@ -12,6 +12,7 @@ import jinja2
 
 from stepwatch.exporter import is_active, seconds, strongest
 from stepwatch.figures import MEASURES, Figure, GroupFigure, Performance
+from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
 from stepwatch.plots import HEIGHT, WIDTH, Plot, draw
 from stepwatch.sidecar import Overview
 from stepwatch.watch import SignalRecord, View
@@ -74,6 +75,7 @@ def render(overview: Overview) -> str:
         requests=overview.requests,
         pages=overview.pages,
         refresh=_REFRESH_SECONDS,
+        notes={"cannot_see": CANNOT_SEE, "not_believed": NOT_BELIEVED, "labels_follow": LABELS_FOLLOW},
         width=WIDTH,
         height=HEIGHT,
     )
@@ -225,17 +227,21 @@ def stratum_text(stratum: object) -> str:
 def _performance(performance: Performance) -> list[dict[str, Any]]:
     """For each finding a row for each measure: measured beside estimated."""
     findings: dict[str, dict[tuple[str, str], Figure]] = {}
+    apart = set(performance.parted())
     for figure in performance.figures:
         findings.setdefault(figure.finding, {})[figure.measure, figure.how] = figure
     return [
         {
             "finding": finding,
             "labelled": performance.labelled.get(finding, 0),
+            "only_labelled": finding in performance.only_labelled,
+            "parted": any(of == finding for of, _ in apart),
             "rows": [
                 (
                     _MEASURES[measure],
                     _figure(figures.get((measure, "measured"))),
                     _figure(figures.get((measure, "estimated"))),
+                    (finding, measure) in apart,
                 )
                 for measure in MEASURES
                 if (measure, "measured") in figures or (measure, "estimated") in figures

@@ -154,6 +154,7 @@ def performance(
     figures: list[Figure] = []
     prevalences: list[Prevalence] = []
     labelled: dict[str, int] = {}
+    only: list[str] = []
     for finding in findings:
         of = [case for case in cases if finding in case.probabilities]
         stated = (terms or {}).get(finding, Terms())
@@ -164,6 +165,8 @@ def performance(
         probability, answers = columns(of, finding)
         sample = sample_of(of, agree(by_finding.get(finding, ())))
         labelled[finding] = len(sample.chosen)
+        if len(sample.chosen) and not sample.honest:
+            only.append(finding)
         figures += _measured(finding, probability, answers, sample, stated.costs, least)
         figures += _estimated(finding, probability, answers, sample, stated.costs, least)
         present = float(probability.mean())
@@ -173,7 +176,9 @@ def performance(
         if len(sample.chosen) >= least:
             mean = float(np.average(sample.truth, weights=sample.weights))
             prevalences.append(Prevalence(finding=finding, how="labelled", value=mean))
-    return Performance(figures=tuple(figures), prevalences=tuple(prevalences), labelled=labelled)
+    return Performance(
+        figures=tuple(figures), prevalences=tuple(prevalences), labelled=labelled, only_labelled=tuple(only)
+    )
 
 
 def columns(cases: Sequence[Case], finding: str) -> tuple[Floats, Answers]:
@@ -197,17 +202,6 @@ def sample_of(cases: Sequence[Case], consensus: Mapping[str, Consensus]) -> Samp
         otherwise=otherwise[kept],
         honest=honest,
     )
-
-
-def parted(found: Performance) -> list[tuple[str, str]]:
-    """Finding and measure of those figures whose estimate is not to be believed: the intervals have nothing common."""
-    figures = {(figure.finding, figure.measure, figure.how): figure for figure in found.figures}
-    apart = []
-    for (finding, name, how), figure in figures.items():
-        other = figures.get((finding, name, "estimated"))
-        if how == "measured" and other is not None and (figure.low > other.high or figure.high < other.low):
-            apart.append((finding, name))
-    return apart
 
 
 def prevalence_now(probability: Floats, calibrated_at: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -119,32 +120,46 @@ def _performance(options: argparse.Namespace) -> int:
 
 def as_row(package: WatchedPackage, found: Performance) -> dict[str, Any]:
     """Everything that is known of a model, for JSON."""
-    from stepwatch.performance import CANNOT_SEE, parted
+    from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
 
+    apart = found.parted()
     return {
         "model": package.name,
         "version": package.version,
         "labelled": dict(found.labelled),
         "figures": [asdict(figure) for figure in found.figures],
-        "parted": [{"finding": finding, "measure": name} for finding, name in parted(found)],
+        "parted": [{"finding": finding, "measure": name} for finding, name in apart],
+        "only_labelled": list(found.only_labelled),
         "prevalences": [asdict(item) for item in found.prevalences],
-        "groups": [asdict(item) for item in found.groups],
+        "groups": [_finite(asdict(item)) for item in found.groups],
         "worst_gaps": [
             {"finding": finding, "measure": name, "value": value} for (finding, name), value in found.worst_gaps.items()
         ],
-        "note": CANNOT_SEE,
+        "notes": [
+            *([NOT_BELIEVED] if apart else []),
+            *([LABELS_FOLLOW] if found.only_labelled else []),
+            CANNOT_SEE,
+        ],
+    }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """What cannot be said as null: JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
 
 
 def describe(package: WatchedPackage, found: Performance) -> list[str]:
     """The figures in lines for people."""
-    from stepwatch.performance import CANNOT_SEE, NOT_BELIEVED, parted
+    from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
 
-    apart = parted(found)
+    apart = found.parted()
     figures = {(figure.finding, figure.measure, figure.how): figure for figure in found.figures}
     lines = [f"{package.name} {package.version}"]
     for finding in package.findings:
-        lines.append(f"  {finding}: {found.labelled.get(finding, 0)} labelled studies")
+        only = ", which do not stand for the others" if finding in found.only_labelled else ""
+        lines.append(f"  {finding}: {found.labelled.get(finding, 0)} labelled studies{only}")
         for name in dict.fromkeys(measure for of, measure, _ in figures if of == finding):
             texts = []
             for how in ("measured", "estimated"):
@@ -152,4 +167,5 @@ def describe(package: WatchedPackage, found: Performance) -> list[str]:
                 text = f"{figure.value:.3f} ({figure.low:.3f} … {figure.high:.3f})" if figure else "–"
                 texts.append(f"{how} {text:<26}")
             lines.append(f"    {name:<14}{' '.join(texts)}{' parted' if (finding, name) in apart else ''}".rstrip())
-    return [*lines, *([NOT_BELIEVED] if apart else []), CANNOT_SEE]
+    notes = [*([NOT_BELIEVED] if apart else []), *([LABELS_FOLLOW] if found.only_labelled else []), CANNOT_SEE]
+    return [*lines, *notes]

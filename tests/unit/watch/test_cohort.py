@@ -13,6 +13,7 @@ from stepwatch.cli import main
 from stepwatch.cohort import Cohort, follow, read_terms
 from stepwatch.errors import WatchError
 from stepwatch.packages import read_package
+from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
 from stepwatch.settings import Model
 from stepwedge.observation import Label, Observation
 from watch_bench import Bench
@@ -52,11 +53,33 @@ def test_labels_come_in_by_csv_and_performance_comes_out(
     row = json.loads(capsys.readouterr().out)
     assert row["labelled"]["pneumonia"] == 200
     assert {(f["measure"], f["how"]) for f in row["figures"]} >= {("auroc", "measured"), ("expected_cost", "estimated")}
-    assert "cannot see concept drift" in row["note"]
+    assert row["only_labelled"] == []  # every study has a label
+    assert row["notes"] == [CANNOT_SEE]
     assert {item["group"] for item in row["groups"]} == {"sex", "age", "scanner", "sender", "view"}
     assert row["worst_gaps"]
     assert main(["performance", "--config", str(config)]) == 0
     assert "pneumonia: 200 labelled studies" in capsys.readouterr().out
+
+
+def test_what_is_not_to_be_believed_is_said(bench: Bench, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = bench.rows(400)
+    bench.write(rows)
+    file = bench.folder / "labels.csv"
+    lines = ["study,finding,value,time"]
+    lines += [f"{row.study},pneumonia,{number % 2},{row.time}" for number, row in enumerate(rows[:300])]
+    file.write_text("\n".join(lines))
+    assert main(["labels", "import", str(file), "--config", str(config)]) == 0
+    capsys.readouterr()
+    assert main(["performance", "--json", "--config", str(config)]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert {"finding": "pneumonia", "measure": "auroc"} in row["parted"]
+    assert row["only_labelled"] == ["pneumonia"]
+    assert row["notes"] == [NOT_BELIEVED, LABELS_FOLLOW, CANNOT_SEE]
+    assert main(["performance", "--config", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "which do not stand for the others" in said
+    assert NOT_BELIEVED in said
+    assert LABELS_FOLLOW in said
 
 
 def test_one_wrong_row_and_no_label_is_taken(bench: Bench, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from stand_in_detectors import StandInAlarm, StandInSignal
-from stepwatch.figures import Figure, Performance, Prevalence
+from stepwatch.figures import Figure, GroupFigure, Performance, Prevalence
 from stepwatch.history import History, Point
 from stepwatch.page import column_of, render, stratum_text, value_text
+from stepwatch.performance import LABELS_FOLLOW, NOT_BELIEVED
 from stepwatch.plots import HEIGHT, WIDTH, draw
 from stepwatch.sidecar import Overview
 from stepwatch.watch import View
@@ -85,6 +87,37 @@ def test_measured_stands_beside_estimated_and_what_the_estimate_cannot_see_is_sa
     assert "It cannot see concept drift" in text
     assert "212 labelled studies" in text
     assert "It cannot see concept drift" in page(view())
+
+
+def test_an_estimate_that_is_not_to_be_believed_cannot_be_overlooked() -> None:
+    def known(measured: float, only: tuple[str, ...] = ()) -> Performance:
+        figures = tuple(
+            Figure(finding="pneumonia", measure="auroc", how=how, value=value, low=value - 0.02, high=value + 0.02)
+            for how, value in (("measured", measured), ("estimated", 0.9))
+        )  # fmt: skip
+        return Performance(figures=figures, labelled={"pneumonia": 212}, only_labelled=only)
+
+    decayed = page(view(), performance={"chest-pneumonia": known(0.75)})
+    assert "<s>0.900 (0.880 … 0.920)</s>" in decayed
+    assert NOT_BELIEVED in decayed
+    assert str(escape(LABELS_FOLLOW)) not in decayed
+    follow = page(view(), performance={"chest-pneumonia": known(0.9, ("pneumonia",))})
+    assert str(escape(LABELS_FOLLOW)) in follow
+    assert NOT_BELIEVED not in follow
+    assert "<s>" not in follow
+
+
+def test_subgroups_are_shown_with_their_intervals_and_verdicts() -> None:
+    groups = (
+        GroupFigure(
+            finding="pneumonia", group="sex", level="F", measure="calibration", value=-0.1, low=-0.2, high=-0.05,
+            studies=40, verdict="miscalibrated",
+        ),
+        GroupFigure(finding="pneumonia", group="sex", level="X", measure="auroc", value=math.nan, verdict="too_few"),
+    )  # fmt: skip
+    text = page(view(), performance={"chest-pneumonia": Performance(groups=groups)})
+    assert "<td>40</td><td>−0.100 (−0.200 … −0.050)</td><td>miscalibrated</td>" in text
+    assert "<td>0</td><td>–</td><td>too few</td>" in text
 
 
 def test_constancy_requests_and_drawn_pages_are_shown() -> None:

@@ -20,7 +20,6 @@ from stepwatch.performance import (
     between,
     case_of,
     in_window,
-    parted,
     performance,
     prevalence_now,
 )
@@ -44,7 +43,7 @@ def test_where_probabilities_are_right_measured_and_estimated_agree() -> None:
     found = known(cases, labels_of(cases, ill))
     assert {(f.measure, f.how) for f in found.figures} == {(m, h) for m in MEASURES for h in ("measured", "estimated")}
     assert all(f.low <= f.value <= f.high for f in found.figures)
-    assert parted(found) == []
+    assert found.parted() == []
     assert figure(found, "auroc").value == pytest.approx(0.92, abs=0.02)  # Φ(2 / √2)
     assert found.labelled == {FINDING: 2000}
 
@@ -78,7 +77,7 @@ def test_when_labels_no_longer_go_with_probabilities_the_estimate_is_not_to_be_b
     other = np.where(random.random(len(ill)) < 0.35, random.random(len(ill)) < ill.mean(), ill)
     found = known(cases, labels_of(cases, other))
     assert {(FINDING, "auroc"), (FINDING, "sensitivity"), (FINDING, "expected_cost"), (FINDING, "ece")} <= set(
-        parted(found)
+        found.parted()
     )
     assert "cannot see concept drift" in CANNOT_SEE
 
@@ -87,7 +86,7 @@ def test_the_estimate_does_not_part_by_chance() -> None:
     apart = []
     for seed in range(20):
         cases, ill = cases_of(600, seed=seed)
-        apart += parted(known(cases, labels_of(cases[:200], ill[:200])))
+        apart += known(cases, labels_of(cases[:200], ill[:200])).parted()
     assert len(apart) <= 2  # of 160
 
 

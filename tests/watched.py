@@ -7,6 +7,7 @@ patients given to them; so images, embeddings and probabilities belong together 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ import pyarrow.parquet
 import sqlalchemy as sa
 import yaml
 from stepwatch import tables
+from stepwatch.database import Database
 from stepwedge.observation import Label, Observation
 
 SHIPPED = Path(__file__).parents[1] / "models" / "chest-pneumonia" / "1.1.0"
@@ -33,6 +35,15 @@ def make_service_tables(file: Path) -> sa.Engine:
         db.exec_driver_sql("PRAGMA journal_mode=WAL")
     tables.SERVICE.create_all(engine)
     return engine
+
+
+def insert_event(
+    database: Database, request: str, event: str, *, who: str = "", signature: str = "", body: object = None
+) -> None:
+    """A line in the log of retraining requests, outside its chain: for those who only show it."""
+    values = {"request": request, "event": event, "at": time.time(), "who": who, "signature": signature}
+    with database.engine.begin() as db:
+        db.execute(sa.insert(tables.REQUESTS).values(**values, body=body or {}))
 
 
 @cache

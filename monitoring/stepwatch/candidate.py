@@ -19,6 +19,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
+import yaml
+
 from stepwatch.errors import WatchError
 from stepwatch.requests import Request
 from stepwatch.settings import Retrain
@@ -36,6 +38,14 @@ class CandidateError(WatchError):
 def package_of(folder: Path) -> Path:
     """The package in a release's folder: the folder itself, or ``package`` in it where a policy lies beside it."""
     return folder if (folder / "model.yaml").is_file() else folder / "package"
+
+
+def name_in(package: Path) -> str:
+    """The name of the model in a package's folder; empty if that cannot be read."""
+    try:
+        return str(yaml.safe_load((package / "model.yaml").read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return ""
 
 
 def policy_of(folder: Path) -> Path | None:

@@ -265,13 +265,6 @@ class Database:
         query = sa.select(table).where(table.c.event == event, table.c.id > after).order_by(table.c.id)
         return [LogEntry(**row._mapping) for row in self._read(query)]
 
-    def append_request(
-        self, request: str, event: str, *, who: str = "", signature: str = "", body: Mapping[str, Any] | None = None
-    ) -> int:
-        """Note an event of a retraining request; its id."""
-        values = {"request": request, "event": event, "at": time.time(), "who": who, "signature": signature}
-        return self._append(tables.REQUESTS, values | {"body": dict(body or {})})
-
     def request_events(self, request: str | None = None) -> list[dict[str, Any]]:
         """The events of one retraining request, or of all, oldest first."""
         table = tables.REQUESTS

@@ -35,7 +35,7 @@ def promote(database: Database, settings: Settings, name: str, key: PrivateKey) 
     if made is None:
         raise WatchError(f"{name}: has no candidate; `stepwatch retrain run {name}` makes one")
     release = Path(made.body["release"])
-    if verify(package_of(release))["digest"] != made.body["digest"]:
+    if verify(package_of(release), settings.retrain.trusted_keys)["digest"] != made.body["digest"]:
         raise WatchError(f"{release}: is not the package that was validated; decline the request")
     if request.state != "promoting":
         before = link.resolve()
@@ -66,7 +66,7 @@ def roll_back(database: Database, settings: Settings, name: str, key: PrivateKey
     before, now = Path(intent.body["from"]), link.resolve()
     if now not in (before, Path(intent.body["to"]).resolve()):
         raise WatchError(f"{link} points to {now}, which another request put there; roll that one back first")
-    verify(package_of(before))
+    verify(package_of(before), settings.retrain.trusted_keys)
     if request.state != "rolling_back":
         note(database, settings, name, "rolling_back", {"to": str(before)}, key=key)
     point(link, before)

@@ -115,7 +115,7 @@ def read_requests(database: Database, settings: Settings) -> dict[str, Request]:
     WatchError
         If the log is not whole: an event changed, cut out, out of order, or not signed by whom it names.
     """
-    people = load_people(settings.retrain.keys)
+    people = load_people([*settings.retrain.keys, *settings.retrain.retired_keys])
     previous = ""
     events: dict[str, list[Event]] = {}
     head = _read_head(settings)
@@ -129,7 +129,9 @@ def read_requests(database: Database, settings: Settings) -> dict[str, Request]:
         if event.signature and known is not None and not is_by(event.text, event.signature, known):
             raise WatchError(f"{where} is not as {event.who} signed it: the log was changed; restore the database")
         if event.event in SIGNED and (known is None or not event.signature):
-            raise WatchError(f"{where} ({event.event}) bears no signature of one of retrain.keys ({event.who})")
+            raise WatchError(
+                f"{where} ({event.event}) bears no signature of one of retrain.keys or retired_keys ({event.who})"
+            )
         state = _state(events.get(event.request, []))
         if event.event != LOCKED_SET_USED and state not in FOLLOWS.get(event.event, ()):
             raise WatchError(f"{where} ({event.event}) cannot follow {state or 'nothing'}: the log was changed")

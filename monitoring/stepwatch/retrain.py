@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-from stepwatch.candidate import CandidateError, package_of, run_program, tell, verify, write_request
+from stepwatch.candidate import CandidateError, name_in, package_of, run_program, tell, verify, write_request
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
 from stepwatch.requests import LOCKED_SET_USED, Request, folder_of, note, read_request
@@ -28,13 +30,12 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
         request = read_request(database, settings, name)
         waits = retrain.webhook_url is not None and not retrain.command
         if request.state == "running":
-            # We hold the lock: nobody runs it any more.
-            request = note(database, settings, name, "failed", {"because": "the run was cut off"})
+            _end_former(database, settings, request)
         if not retrain.command and not waits:
             raise WatchError("retrain.command and retrain.webhook_url are empty: name what makes a candidate")
         number = sum(event.event == "running" for event in request.events) + 1
         folder = folder_of(settings, name) / f"run-{number}"
-        note(database, settings, name, "running", {"folder": str(folder)}, key=key)
+        note(database, settings, name, "running", {"folder": str(folder), "elsewhere": waits}, key=key)
         try:
             file = write_request(request, folder)
             if waits:
@@ -46,10 +47,26 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
     return take(database, settings, name, folder / "candidate", key=key)
 
 
+def _end_former(database: Database, settings: Settings, request: Request) -> None:
+    """Say that the run before has failed. Raises WatchError where another system may still be at it."""
+    former = request.last("running")
+    assert former is not None  # the state says so
+    ends = former.at + settings.retrain.timeout_seconds
+    if former.body.get("elsewhere") and time.time() < ends:
+        until = datetime.fromtimestamp(ends, UTC).isoformat(timespec="minutes")
+        raise WatchError(
+            f"{request.request}: another system was told and has until {until} (retrain.timeout_seconds); "
+            f"`stepwatch retrain take {request.request} DIR` takes what it made"
+        )
+    # We hold the lock: nobody here runs it any more.
+    because = "the other system did not answer in time" if former.body.get("elsewhere") else "the run was cut off"
+    note(database, settings, request.request, "failed", {"because": because})
+
+
 def take(database: Database, settings: Settings, name: str, release: Path, *, key: PrivateKey | None = None) -> Request:
     """Take a folder as the candidate of a running request, if its package verifies. Raises CandidateError if not."""
     try:
-        found = verify(package_of(release.resolve()))
+        found = verify(package_of(release.resolve()), settings.retrain.trusted_keys)
     except CandidateError as error:
         return _failed(database, settings, name, error)
     body = {"release": str(release.resolve()), **{key: found[key] for key in ("name", "version", "digest", "signer")}}
@@ -66,9 +83,9 @@ def validate(database: Database, settings: Settings, name: str, *, key: PrivateK
         if settings.retrain.live_link is None:
             raise WatchError("retrain.live_link names no package in use: nothing to compare with")
         champion, challenger = settings.retrain.live_link.resolve(), Path(made.body["release"])
-        if verify(package_of(challenger))["digest"] != made.body["digest"]:
+        if verify(package_of(challenger), settings.retrain.trusted_keys)["digest"] != made.body["digest"]:
             raise WatchError(f"{challenger}: is not the package that the run made; decline the request")
-        policy = next((model.policy for model in settings.models if model.policy), None)
+        policy = next((m.policy for m in settings.models if m.policy and name_in(m.package) == made.body["name"]), None)
         # Noted before it is used: a use that is cut off counts.
         body = {"champion": str(champion), "digest": made.body["digest"]}
         note(database, settings, name, LOCKED_SET_USED, body, key=key)

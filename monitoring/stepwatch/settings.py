@@ -76,6 +76,14 @@ class Retrain(_Group):
     """The loop back to training."""
 
     keys: list[Path] = Field([], description="Public keys (PEM) of people who may approve, promote and roll back.")
+    retired_keys: list[Path] = Field(
+        [],
+        description="Public keys of people who may no longer: what they signed stays good, and they sign nothing new. "
+        "A key moves here; one that is taken out altogether makes the log unreadable.",
+    )
+    trusted_keys: list[Path] = Field(
+        [], description="Public keys that a package must be signed by to be a candidate; the service's `trust.keys`."
+    )
     cool_down_hours: float = Field(168, ge=0, description="Hours in which the same cause opens no second request.")
     command: list[str] = Field(
         [], description="Program that trains a candidate: started without a shell, told the request in REQUEST_FILE."
@@ -87,6 +95,9 @@ class Retrain(_Group):
     locked_labels: Path | None = Field(None, description="Their labels, as `package build` reads them.")
     worse_by: float = Field(0.05, ge=0, description="Expected cost a study that a candidate may be worse by at most.")
     subgroup_worse_by: float = Field(0.10, ge=0, description="The same for every subgroup.")
+    every_subgroup: bool = Field(
+        False, description="Whether a subgroup, or a finding, with too few locked cases keeps a candidate inconclusive."
+    )
     live_link: Path | None = Field(
         None, description="Symbolic link that the service loads its package by; promotion turns it to the candidate."
     )

@@ -37,6 +37,7 @@ class Compared:
     high: float | None = None
     margin: float
     verdict: str  # not worse, worse, uncertain, too few to say
+    left_out: tuple[str, ...] = ()  # findings with too few patients, of which nothing is said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +115,10 @@ def compare(champion: Sequence[Case], challenger: Sequence[Case], settings: Retr
         because = f"may be worse than the margin, with too few locked cases to say: {', '.join(uncertain)}"
         return Outcome(state="inconclusive", because=because, compared=every)
     few = [each.where for each in parts if each.verdict == "too few to say"]
+    few += [f"{name} ({each.where})" for each in every if each.verdict != "too few to say" for name in each.left_out]
+    if few and settings.every_subgroup:
+        because = f"too few locked cases to say of {', '.join(few)}, and retrain.every_subgroup asks for all of them"
+        return Outcome(state="inconclusive", because=because, compared=every)
     because = "not worse than the margin, overall and in every subgroup"
     if few:
         because += f" with enough patients; too few to say of {', '.join(few)}"
@@ -133,6 +138,7 @@ def _compared(
     weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=SAMPLES).astype(np.float64)
     weights = np.vstack([np.ones(patients), weights])  # the first is the sample itself
     total, said = np.zeros(len(weights)), False
+    left_out: list[str] = []
     for name in sorted({finding for row in rows for finding in champion[row]["findings"]}):
         # By patient: the summed difference over cases with (1) and without (0) the finding, and how many they are.
         sums, counts = np.zeros((2, patients)), np.zeros((2, patients))
@@ -146,11 +152,14 @@ def _compared(
             counts[kind, number] += 1
             prevalence = float(old["prevalence"])
         if min((counts > 0).sum(axis=1)) < LEAST_PATIENTS:
+            left_out.append(name)
             continue
         said = True
         total += prevalence * _mean(weights, sums[1], counts[1]) + (1 - prevalence) * _mean(weights, sums[0], counts[0])
     if not said:
-        return Compared(where=where, patients=patients, margin=margin, verdict="too few to say")
+        return Compared(
+            where=where, patients=patients, margin=margin, verdict="too few to say", left_out=tuple(left_out)
+        )
     low, high = (float(value) for value in np.nanpercentile(total[1:], [2.5, 97.5]))
     verdict = "worse" if low > margin else "not worse" if high <= margin else "uncertain"
     return Compared(
@@ -161,6 +170,7 @@ def _compared(
         high=round(high, 5),
         margin=margin,
         verdict=verdict,
+        left_out=tuple(left_out),
     )
 
 

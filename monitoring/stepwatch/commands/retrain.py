@@ -44,12 +44,12 @@ def add(commands: Any) -> None:
     by_hand = action("open", _open_by_hand, "open a request by hand", request=False, key=True)
     by_hand.add_argument("--cause", required=True, metavar="TEXT", help="why a new model is wanted")
     action("approve", _approve, "let a candidate be made", key=True)
-    action("run", _run, "make a candidate, and verify it", key=False)
-    taken = action("take", _take, "take a package that another system made as the candidate", key=False)
+    action("run", _run, "make a candidate, and verify it", key=True)
+    taken = action("take", _take, "take a package that another system made as the candidate", key=True)
     taken.add_argument(
         "release", type=Path, metavar="DIR", help="folder of the package, or of package/ and policy.yaml"
     )
-    action("validate", _validate, "compare the candidate with the package in use on the locked cases", key=False)
+    action("validate", _validate, "compare the candidate with the package in use on the locked cases", key=True)
     action("promote", _promote, "put a validated candidate live", key=True)
     decline = action("decline", _decline, "end a request without a new model", key=True)
     decline.add_argument("--because", default="", metavar="TEXT", help="why")

@@ -21,7 +21,7 @@ from stepwatch.database import (
 )
 from stepwatch.errors import WatchError
 from stepwedge.observation import Label
-from watched import make_service_tables
+from watched import insert_event, make_service_tables
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def test_a_message_is_known_again(database: Database) -> None:
 
 
 def test_events_of_requests_and_pages_are_read_as_they_were_written(database: Database) -> None:
-    database.append_request("r1", "opened", who="alertmanager", body={"signal": "pixel_mean"})
-    database.append_request("r1", "approved", who="key 1", signature="s")
+    insert_event(database, "r1", "opened", who="alertmanager", body={"signal": "pixel_mean"})
+    insert_event(database, "r1", "approved", who="key 1", signature="s")
     assert [event["event"] for event in database.request_events("r1")] == ["opened", "approved"]
     database.add_page("a.html", "alarm")
     assert database.pages()[0]["path"] == "a.html"

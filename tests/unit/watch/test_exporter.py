@@ -32,6 +32,7 @@ from watched import (
     SHIPPED,
     brighter,
     department,
+    insert_event,
     make_service_tables,
     write_rows,
     write_watched_package,
@@ -112,7 +113,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Overview, list[Ob
     )
     database = Database.open(settings.database_url)
     database.prepare()
-    database.append_request("request-1", "open")
+    insert_event(database, "request-1", "open")
     database.add_page("page.html", "alarm")
     label = Label(label="l", study=rows[0].study, finding=FINDINGS[0], value=1.0, time=rows[0].time, source="http")
     database.add_label(label)

@@ -18,7 +18,7 @@ from stepwatch.database import ASKED, DONE, REFUSED
 from stepwatch.settings import Model
 from stepwedge.observation import Observation
 from watch_bench import NOW, Bench
-from watched import department, make_service_tables, write_rows, write_watched_package
+from watched import department, insert_event, make_service_tables, write_rows, write_watched_package
 
 
 def counted(name: str, **labels: str) -> float:
@@ -264,10 +264,10 @@ def test_observations_of_a_table_that_begins_anew_are_not_waited_for(bench: Benc
 
 def test_requests_are_shown_by_their_last_event(bench: Bench) -> None:
     bench.database.prepare()
-    bench.database.append_request("r1", "open", body={"signal": "pixel_mean"})
-    bench.database.append_request("r2", "open")
-    bench.database.append_request("r1", "approved", who="key")
-    bench.database.append_request("r1", "locked_set_used")
+    insert_event(bench.database, "r1", "open", body={"signal": "pixel_mean"})
+    insert_event(bench.database, "r2", "open")
+    insert_event(bench.database, "r1", "approved", who="key")
+    insert_event(bench.database, "r1", "locked_set_used")
     bench.sidecar.look()
     requests = bench.sidecar.overview.requests
     assert [(r["request"], r["event"], r["because"].get("signal")) for r in requests] == [

@@ -15,9 +15,12 @@ import structlog
 import yaml
 from stepwedge.observation import Label, Observation
 
-from stepwatch.database import Database
+from stepwatch import metrics
+from stepwatch.audit import Auditing, auditing
+from stepwatch.database import Cursor, Database
 from stepwatch.errors import WatchError
 from stepwatch.fairness import Fairness, Place
+from stepwatch.feeding import read_label
 from stepwatch.figures import Performance
 from stepwatch.measures import Costs
 from stepwatch.packages import WatchedPackage
@@ -31,18 +34,21 @@ _LOOK_BACK = 1000  # ids that may become visible after later ones
 _FIRST_ROWS = 50_000  # latest rows that are looked at when it is begun
 _BATCH = 1000
 _KEEP = 20_000  # studies that wait for a label
+_KEEP_LABELS = 60_000  # of them: three readings of each
 _AGAIN_SECONDS = 60.0  # between two times that figures are worked out for people
 
 
 class Cohort:
     """The cases and labels of one model package. For one thread."""
 
-    def __init__(self, database: Database, package: WatchedPackage) -> None:
-        self._database, self._package = database, package
+    def __init__(self, database: Database, package: WatchedPackage, audited: Auditing) -> None:
+        """``audited`` marks the labels that are of the audit: see ``audit.auditing``."""
+        self._database, self._package, self._audited = database, package, audited
         self._cases: dict[int, Case] = {}  # by row
         self._labels: dict[str, Label] = {}
         self._last_row = max(0, database.last_observation() - _FIRST_ROWS)
-        self._last_label = 0
+        self._first_label = self._last_label = max(0, database.last_label() - _KEEP_LABELS)
+        self._drop(self._first_label)
 
     def refresh(self) -> None:
         """Read what is new. Raises DatabaseAwayError."""
@@ -55,10 +61,24 @@ class Cohort:
                 if number not in self._cases and same and (case := case_of(row)) is not None:
                     self._cases[number] = case
         self._cases = dict(sorted(self._cases.items())[-_KEEP:])
-        for number, label in self._database.labels(after=max(0, self._last_label - _LOOK_BACK)):
-            self._last_label = max(self._last_label, number)
-            if label.finding in self._package.findings:
-                self._labels.setdefault(label.label, label)
+        after = max(self._first_label, self._last_label - _LOOK_BACK)
+        while bodies := self._database.new_labels(Cursor(position=after), _BATCH):
+            after = bodies[-1][0]
+            self._last_label = max(self._last_label, after)
+            for _, body in bodies:
+                label = read_label(body)
+                if label and label.finding in self._package.findings and label.label not in self._labels:
+                    self._labels[label.label] = self._audited(label)
+        too_many = list(self._labels)[:-_KEEP_LABELS]
+        for oldest in too_many:
+            del self._labels[oldest]
+        self._drop(len(too_many))
+
+    def _drop(self, count: int) -> None:
+        """Say that figures do not take the oldest labels any more. They stay in the database."""
+        if count:
+            metrics.LABELS_DROPPED.labels("too_many").inc(count)
+            log.warning("labels_dropped", model=self._package.name, dropped=count, kept=_KEEP_LABELS)
 
     def cases(self, size: int = _KEEP) -> list[Case]:
         """The latest studies, one case each, in the order of their rows."""
@@ -70,19 +90,22 @@ class Cohort:
         return Fairness.from_row(state.rest.get("fairness", {})).evidence() if state is not None else {}
 
     def labels(self) -> list[Label]:
-        """Every label, in the order in which they came."""
+        """The latest labels, in the order in which they came."""
         return list(self._labels.values())
 
 
 def follow(settings: Settings) -> Callable[[Database, WatchedPackage], Performance]:
     """What works out the performance of a package; at most once a minute, as it is for people."""
     cohorts: dict[str, Cohort] = {}
+    audited = auditing(settings.performance.audit_readers, settings.performance.audit_share)
     known: dict[str, tuple[float, Performance]] = {}
 
     def look(database: Database, package: WatchedPackage) -> Performance:
         if package.digest in known and time.monotonic() < known[package.digest][0]:
             return known[package.digest][1]
-        cohort = cohorts.setdefault(package.digest, Cohort(database, package))
+        cohort = cohorts.get(package.digest)
+        if cohort is None:
+            cohort = cohorts[package.digest] = Cohort(database, package, audited)
         cohort.refresh()
         try:
             terms = terms_of(package, settings)

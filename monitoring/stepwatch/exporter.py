@@ -188,10 +188,14 @@ def _labels(overview: Overview) -> Iterator[Metric]:
         "Readings of the audit that the concept bets have taken, as last saved.",
         labels=["model"],
     )
+    waiting = GaugeMetricFamily(
+        "stepwatch_labels_waiting", "Readings of the audit of studies that have not been seen.", labels=["model"]
+    )
     for view in overview.models:
         if view.usable:
             fed.add_metric([view.model], view.saved_labels)
-    yield fed
+            waiting.add_metric([view.model], view.waiting_labels)
+    yield from (fed, waiting)
 
 
 def _performance(overview: Overview) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ from stepwedge.observation import ConstancyRun, Observation
 
 from stepwatch import metrics
 from stepwatch.audit import auditing
-from stepwatch.database import ASKED, Database, DatabaseAwayError, OtherSidecarError
+from stepwatch.database import ASKED, Cursor, Database, DatabaseAwayError, OtherSidecarError
 from stepwatch.errors import WatchError
 from stepwatch.exporter import REQUEST_STATES
 from stepwatch.feeding import read_label
@@ -289,10 +289,12 @@ class Sidecar:
         self._shown = shown
 
     def _count_labels(self) -> Mapping[str, int]:
-        for number, label in self._database.labels(after=self._last_label):
-            source = label.source if label.source in metrics.LABEL_SOURCES else "other"
-            self._labels[source] = self._labels.get(source, 0) + 1
-            self._last_label = number
+        while rows := self._database.new_labels(Cursor(position=self._last_label), _BATCH):
+            for number, body in rows:
+                label = read_label(body)
+                source = label.source if label and label.source in metrics.LABEL_SOURCES else "other"
+                self._labels[source] = self._labels.get(source, 0) + 1
+                self._last_label = number
         return dict(self._labels)
 
     def _performances(self) -> Mapping[str, Performance]:

@@ -111,6 +111,7 @@ class View:
     studies: int = 0
     saved_studies: int = 0
     saved_labels: int = 0  # that the concept bets have taken
+    waiting_labels: int = 0  # readings of studies that have not been seen
     saved_at: float = 0.0
     lag: int = 0
     last_row: datetime | None = None
@@ -310,6 +311,7 @@ class Watch:
             studies=self._monitor.studies,
             saved_studies=self._saved_studies,
             saved_labels=self._saved_labels,
+            waiting_labels=len(self._labels.waiting),
             saved_at=self._state.saved_at,
             lag=self.lag,
             last_row=self._last_row,

@@ -84,12 +84,14 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _queue(options: argparse.Namespace) -> int:
+    from stepwatch.audit import auditing
     from stepwatch.cohort import Cohort, terms_of
     from stepwatch.worklist import queue
 
     with _opened(options) as (settings, database, packages):
+        audited = auditing(settings.performance.audit_readers, settings.performance.audit_share)
         for package in packages:
-            cohort = Cohort(database, package)
+            cohort = Cohort(database, package, audited)
             cohort.refresh()
             found = queue(
                 cohort.cases(settings.performance.window),
@@ -106,11 +108,13 @@ def _queue(options: argparse.Namespace) -> int:
 
 
 def _performance(options: argparse.Namespace) -> int:
+    from stepwatch.audit import auditing
     from stepwatch.cohort import Cohort, current, terms_of
 
     with _opened(options) as (settings, database, packages):
+        audited = auditing(settings.performance.audit_readers, settings.performance.audit_share)
         for package in packages:
-            cohort = Cohort(database, package)
+            cohort = Cohort(database, package, audited)
             cohort.refresh()
             found = current(cohort, package, settings, terms_of(package, settings))
             for line in [json.dumps(as_row(package, found))] if options.json else describe(package, found):

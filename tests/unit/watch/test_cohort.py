@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from prometheus_client import REGISTRY
+from stepwatch import cohort as cohort_module
+from stepwatch.audit import auditing, is_drawn
 from stepwatch.cli import main
 from stepwatch.cohort import Cohort, follow, read_terms
 from stepwatch.errors import WatchError
 from stepwatch.packages import read_package
 from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
-from stepwatch.settings import Model
+from stepwatch.settings import Model, Performance
 from stepwedge.observation import Label, Observation
 from watch_bench import Bench
+from watched import reading, write_labels
 
 POLICY = Path(__file__).parents[3] / "models" / "chest-pneumonia" / "policy.yaml"
+
+
+as_it_is = auditing([], 0)
 
 
 def labelled(rows: list[Observation]) -> str:
@@ -104,7 +112,7 @@ def test_the_queue_names_studies(bench: Bench, config: Path, capsys: pytest.Capt
 def test_rows_of_other_models_and_rejected_ones_are_no_cases(bench: Bench) -> None:
     rows = bench.rows(5)
     bench.write([rows[0], replace(rows[1], model_digest="other"), replace(rows[2], state="rejected")])
-    cohort = Cohort(bench.database, read_package(bench.settings.models[0]))
+    cohort = Cohort(bench.database, read_package(bench.settings.models[0]), as_it_is)
     cohort.refresh()
     assert [case.study for case in cohort.cases()] == [rows[0].study]
     bench.write(rows[3:])
@@ -118,7 +126,7 @@ def test_a_label_before_its_study_waits_for_it(bench: Bench) -> None:
     bench.database.prepare()
     bench.database.add_label(label)
     package = read_package(bench.settings.models[0])
-    cohort = Cohort(bench.database, package)
+    cohort = Cohort(bench.database, package, as_it_is)
     cohort.refresh()
     bench.write([row])
     cohort.refresh()
@@ -144,3 +152,51 @@ def test_costs_and_prevalence_are_the_policys() -> None:
     terms = read_terms(POLICY)["pneumonia"]
     assert terms.costs is not None
     assert (terms.costs.miss, terms.costs.deferral, terms.prevalence) == (10, 0.3, 0.10)
+
+
+def test_the_oldest_labels_go_and_that_is_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort_module, "_KEEP_LABELS", 5)
+    monkeypatch.setattr(cohort_module, "_LOOK_BACK", 2)
+    rows = bench.rows(12)
+    bench.write(rows)
+    package = read_package(bench.settings.models[0])
+    write_labels(bench.engine, [reading(row, 1.0) for row in rows[:4]])
+    cohort = Cohort(bench.database, package, as_it_is)
+    cohort.refresh()
+    before = dropped()
+    write_labels(bench.engine, [reading(row, 1.0) for row in rows[4:]])
+    for _ in range(2):
+        cohort.refresh()
+        assert [label.study for label in cohort.labels()] == [row.study for row in rows[-5:]]
+    assert dropped() == before + 7
+    late = Cohort(bench.database, package, as_it_is)
+    late.refresh()
+    assert late.labels() == cohort.labels()
+    assert dropped() == before + 14
+
+
+def dropped() -> float:
+    return REGISTRY.get_sample_value("stepwatch_labels_dropped_total", {"reason": "too_many"}) or 0.0
+
+
+def test_reports_of_readers_of_the_audit_make_figures_honest(bench: Bench) -> None:
+    share = 0.3
+    rows = bench.rows(600)
+    bench.write(rows)
+    bench.database.prepare()
+    plain: dict[str, Any] = {"audit": False, "probability_drawn": None, "source": "sr", "reader": "blind"}
+    random = np.random.default_rng(2)
+    write_labels(
+        bench.engine,
+        [
+            reading(row, float(random.random() < row.probabilities["pneumonia"]), **plain)
+            for row in rows
+            if "pneumonia" in row.probabilities and is_drawn(row.study, share)
+        ],
+    )
+    package = read_package(bench.settings.models[0])
+    for readers, only in ((["blind"], ()), ([], ("pneumonia",))):
+        settings = bench.settings.model_copy(
+            update={"performance": Performance(audit_share=share, audit_readers=readers)}
+        )
+        assert follow(settings)(bench.database, package).only_labelled == only

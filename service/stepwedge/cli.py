@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
-from stepwedge.commands import constancy, package, policy, reload, simulate
+from stepwedge.commands import constancy, package, policy, reload, simulate, study
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
 
@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add(commands)
     constancy.add(commands)
     reload.add(commands)
+    study.add(commands)
 
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")

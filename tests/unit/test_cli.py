@@ -20,7 +20,7 @@ from stepwedge.store import Store
 
 COMMANDS = [
     *("serve", "listen", "work", "infer", "predict", "status", "retry", "index", "settings", "demo"),
-    *("package", "policy", "simulate"),
+    *("package", "policy", "simulate", "study"),
 ]
 
 

@@ -150,12 +150,17 @@ def labels_of(file: Path, study: str, findings: Mapping[Code, str], site: Site) 
                 study=study,
                 finding=name,
                 value=values.pop(),
-                reader=site.hash(f"reader|{reader}")[:12] if reader else "",
+                reader=reader_code(site, reader),
                 time=time,
                 source="sr",
             )
         )
     return Reading(labels=labels, refused=refused)
+
+
+def reader_code(site: Site, name: str) -> str:
+    """What a label names a reader by, of the Verifying Observer Name (0040,A075); empty where there is none."""
+    return site.hash(f"reader|{name}")[:12] if name else ""
 
 
 def _statements(

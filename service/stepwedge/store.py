@@ -413,6 +413,12 @@ class Store:
             for table in (UNITS, REVISIONS, INSTANCES, STUDIES):
                 db.execute(sa.delete(table).where(table.c.study == study))
 
+    def labels(self, study: str) -> list[str]:
+        """The labels (JSON) of one study, in the order in which they came."""
+        query = sa.select(LABELS.c.body).where(LABELS.c.study == study).order_by(LABELS.c.id)
+        with self._engine.connect() as db:
+            return [str(body) for body in db.execute(query).scalars()]
+
     def quarantine(self, item: Quarantined) -> int:
         """Count an unusable instance; how often it has come."""
         statement = self._insert(QUARANTINE).values(**asdict(item))

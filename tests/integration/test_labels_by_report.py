@@ -71,16 +71,23 @@ def test_a_measurement_report_is_taken_at_its_evaluation_and_never_for_present_b
         measurement_report(group(finding, unknown)),
         measurement_report(group(finding, evaluation(SR_PRESENT), evaluation(SR_ABSENT))),
     ]
+    addendum = measurement_report(group(finding, unknown))
+    addendum.StudyInstanceUID = sent[0].StudyInstanceUID
     files = [write_file(item, tmp_path / f"{i}.dcm") for i, item in enumerate(sent)]
     before = {reason: counted(reason) for reason in ("new", "not_understood", "contradictory")}
     with listening(tmp_path / "data", [package]) as node:
         result = node.send(*files)
         assert result.returncode == 0, result.stderr
         labels = kept(node.node.settings.database_file)
+        result = node.send(write_file(addendum, tmp_path / "addendum.dcm"))
+        assert result.returncode == 0, result.stderr
+        [first, *_, withdrawn] = kept(node.node.settings.database_file)
         studies = [node.node.site.hash(item.StudyInstanceUID) for item in sent]
     assert {label["study"]: label["value"] for label in labels} == {studies[0]: 1.0, studies[1]: 0.0, studies[2]: None}
     assert {reason: counted(reason) - before[reason] for reason in before} == {
-        "new": 3,
-        "not_understood": 1,
+        "new": 4,
+        "not_understood": 2,
         "contradictory": 1,
     }
+    # What the reader said of the first study before does not stand any more.
+    assert (withdrawn["study"], withdrawn["reader"], withdrawn["value"]) == (studies[0], first["reader"], None)

@@ -43,7 +43,7 @@ from stepwedge.dicom.encoded import (
     read_identity,
     split_file,
 )
-from stepwedge.dicom.verified import STRUCTURED_REPORTS, finding_codes, labels_of
+from stepwedge.dicom.verified import STRUCTURED_REPORTS, finding_codes, labels_of, replaced
 from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.identity import Site
@@ -245,7 +245,8 @@ class InstanceSpool:
         if not record.sop_class_uid.startswith(STRUCTURED_REPORTS) or self._is_ours(path):
             return
         reading = labels_of(path, record.study, self._findings, self._site)
-        for label in reading.labels:
+        withdrawn = replaced(self._store.labels(record.study), reading) if reading.withdrawals else []
+        for label in (*reading.labels, *withdrawn):
             new = self._store.add_label(label.label, label.study, label.to_json())
             metrics.LABELS.labels("new" if new else "known").inc()
         for reason in reading.refused.values():

@@ -85,6 +85,7 @@ class Reading:
 
     labels: list[Label] = field(default_factory=list)
     refused: Mapping[str, str] = field(default_factory=dict)  # reason by finding that is named, and has no label
+    withdrawals: list[Label] = field(default_factory=list)  # for each of those: that the reader cannot say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,26 +137,37 @@ def labels_of(file: Path, study: str, findings: Mapping[Code, str], site: Site) 
         instance = element_text(report, "SOPInstanceUID")
     except FOREIGN_ERRORS:
         return Reading()
-    labels, refused = [], {}
+    labels, refused, withdrawals = [], {}, []
     for name in dict.fromkeys(statement.finding for statement in statements):
         said = [statement for statement in statements if statement.finding == name]
         doubts = [statement.doubt for statement in said if statement.doubt]
         values = {statement.value for statement in said}
-        if doubts or len(values) > 1:
-            refused[name] = doubts[0] if doubts else CONTRADICTORY
-            continue
-        labels.append(
-            Label(
-                label=hashlib.sha256(f"sr|{site.hash(instance)}|{name}".encode()).hexdigest()[:32],
-                study=study,
-                finding=name,
-                value=values.pop(),
-                reader=reader_code(site, reader),
-                time=time,
-                source="sr",
-            )
+        understood = not doubts and len(values) == 1
+        label = Label(
+            label=hashlib.sha256(f"sr|{site.hash(instance)}|{name}".encode()).hexdigest()[:32],
+            study=study,
+            finding=name,
+            value=values.pop() if understood else None,
+            reader=reader_code(site, reader),
+            time=time,
+            source="sr",
         )
-    return Reading(labels=labels, refused=refused)
+        if understood:
+            labels.append(label)
+        else:
+            refused[name] = doubts[0] if doubts else CONTRADICTORY
+            withdrawals.append(label)
+    return Reading(labels=labels, refused=refused, withdrawals=withdrawals)
+
+
+def replaced(known: Sequence[str], reading: Reading) -> list[Label]:
+    """The withdrawals of a report that are needed: of findings that the reader's earlier reports were labels of.
+
+    ``known`` are the study's labels (JSON). What an earlier report said does not stand when a later one of the same
+    reader is not understood.
+    """
+    earlier = {(label.finding, label.reader) for label in map(Label.from_json, known) if label.source == "sr"}
+    return [label for label in reading.withdrawals if (label.finding, label.reader) in earlier]
 
 
 def reader_code(site: Site, name: str) -> str:

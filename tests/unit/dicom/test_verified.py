@@ -19,6 +19,7 @@ from stepwedge.dicom.verified import (
     Reading,
     finding_codes,
     labels_of,
+    replaced,
 )
 from stepwedge.identity import Site, load_site
 from stepwedge.manifest import load_package
@@ -279,6 +280,16 @@ def test_a_negation_in_any_other_form_is_never_taken_for_present(
     found = reading(report(*items), site, tmp_path)
     assert found.labels == []
     assert found.refused == {"pneumonia": NOT_UNDERSTOOD}
+
+
+def test_a_later_report_that_is_not_understood_takes_the_readers_earlier_label_back(site: Site, tmp_path: Path) -> None:
+    said = [label.to_json() for label in reading(report(coded(PNEUMONIA, PRESENT)), site, tmp_path).labels]
+    unclear = coded(PNEUMONIA, ("1", "99SITE"))
+    later = reading(report(unclear), site, tmp_path)
+    [withdrawn] = replaced(said, later)
+    assert (withdrawn.finding, withdrawn.value, withdrawn.reader) == ("pneumonia", None, later.withdrawals[0].reader)
+    assert replaced(said, reading(report(unclear, reader="Roe^Richard"), site, tmp_path)) == []
+    assert replaced([], later) == []
 
 
 def test_a_report_deeper_than_is_looked_at_is_no_label(site: Site, tmp_path: Path) -> None:

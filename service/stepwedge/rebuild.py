@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
 
 import structlog
 
@@ -13,6 +17,7 @@ from stepwedge.dicom.studies import restore_revisions
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import load_site
 from stepwedge.manifest import load_package
+from stepwedge.observation import Label
 from stepwedge.reference import is_reference
 from stepwedge.rundir import hold, is_beating
 from stepwedge.settings import Settings
@@ -49,10 +54,34 @@ def rebuild_index(settings: Settings) -> str:
         # Results first: a unit that has one is then not taken for one that waits.
         results = restore_results(settings, store)
         revisions = restore_revisions(spool, store)
+        labels = restore_labels(file.with_name(aside), store) if put_aside else 0
     finally:
         store.close()
     old = f"the old database is {aside}" if put_aside else "there was no database"
-    return f"rebuilt: {instances} instances, {revisions} revisions, {results} results; {old}"
+    return f"rebuilt: {instances} instances, {revisions} revisions, {results} results, {labels} labels; {old}"
+
+
+def restore_labels(old: Path, store: Store) -> int:
+    """Take over the labels that lie in no file: those of the old database that were not in a report; how many.
+
+    Reports are read again with the spool. Nobody could make the other labels again.
+    """
+    bodies: list[str] = []
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(old.absolute()))}?mode=ro", uri=True)) as db:
+            bodies = [str(body) for (body,) in db.execute("select body from labels order by id")]
+    except sqlite3.Error as error:
+        log.error("labels_not_taken_over", database=old.name, error=str(error))
+    count = 0
+    for body in bodies:
+        try:
+            label = Label.from_json(body)
+        except (ValueError, TypeError, AttributeError):
+            log.error("label_unreadable", database=old.name)
+            continue
+        if label.source != "sr":
+            count += store.add_label(label.label, label.study, body)
+    return count
 
 
 def restore_results(settings: Settings, store: Store) -> int:

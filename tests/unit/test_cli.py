@@ -301,4 +301,4 @@ class TestRebuild:
         # In a process of its own: it holds the data folder until it ends.
         program = [sys.executable, "-m", "stepwedge", "index", "rebuild", "--config", str(config)]
         result = subprocess.run(program, capture_output=True, text=True, check=True)
-        assert result.stdout == "rebuilt: 0 instances, 0 revisions, 0 results; there was no database\n"
+        assert result.stdout == "rebuilt: 0 instances, 0 revisions, 0 results, 0 labels; there was no database\n"

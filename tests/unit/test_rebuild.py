@@ -23,6 +23,7 @@ from stepwedge.errors import PackageError, StepwedgeError, UnusableInstanceError
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.manifest import load_package
+from stepwedge.observation import Label
 from stepwedge.pipeline import Equipment
 from stepwedge.policy import load_policy
 from stepwedge.rebuild import rebuild_index
@@ -215,7 +216,7 @@ def test_without_a_database_it_makes_one(node: Node) -> None:
     node.store.close()
     for file in node.settings.database_file.parent.iterdir():
         file.unlink()
-    assert rebuild(node.settings) == "rebuilt: 1 instances, 0 revisions, 0 results; there was no database"
+    assert rebuild(node.settings) == "rebuilt: 1 instances, 0 revisions, 0 results, 0 labels; there was no database"
 
 
 def test_a_database_of_another_schema_is_no_obstacle(node: Node) -> None:
@@ -263,3 +264,25 @@ def test_it_is_refused_while_the_service_runs(node: Node) -> None:
         with pytest.raises(StepwedgeError, match="stop it first"):
             rebuild_index(node.settings)
         service.kill()
+
+
+def test_labels_that_lie_in_no_file_are_taken_over_and_those_of_reports_are_read_again(node: Node) -> None:
+    study = load_site(node.settings.data_dir).hash(node.receive(BRIGHT))
+    for name, source in (("typed", "csv"), ("sent", "http"), ("reported", "sr")):
+        label = Label(label=name, study=study, finding="a", value=1.0, time="2026-03-01T10:00:00+00:00", source=source)
+        node.store.add_label(name, study, label.to_json())
+    node.store.add_label("broken", study, "{")
+    node.store.close()
+    assert "2 labels" in rebuild(node.settings)
+    store = Store.open_file(node.settings.database_file)
+    try:
+        assert [Label.from_json(body).source for body in store.labels(study)] == ["csv", "http"]
+    finally:
+        store.close()
+
+
+def test_an_old_database_that_cannot_be_read_costs_its_labels_and_nothing_else(node: Node) -> None:
+    node.receive(BRIGHT)
+    node.store.close()
+    node.settings.database_file.write_bytes(b"broken" * 1000)
+    assert "1 instances, 0 revisions, 0 results, 0 labels" in rebuild(node.settings)

@@ -111,10 +111,12 @@ def brighter(observation: Observation, by: float) -> Observation:
     return replace(observation, pixel_mean=observation.pixel_mean + by, pixel_p50=min(observation.pixel_p50 + by, 1.0))
 
 
-def write_watched_package(folder: Path, baseline: Sequence[Observation], *, version: str = "1.1.0") -> str:
+def write_watched_package(
+    folder: Path, baseline: Sequence[Observation], *, version: str = "1.1.0", findings: Sequence[str] = FINDINGS
+) -> str:
     """A package as far as the monitor reads one; its digest."""
     folder.mkdir(parents=True)
-    manifest = {"name": MODEL, "version": version, "findings": [{"name": name} for name in FINDINGS]}
+    manifest = {"name": MODEL, "version": version, "findings": [{"name": name} for name in findings]}
     (folder / "model.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
     pyarrow.parquet.write_table(pa.Table.from_pylist([asdict(row) for row in baseline]), folder / "baseline.parquet")
     digests = "".join(

@@ -97,6 +97,11 @@ def fit_baseline(table: Table, config: WatchConfig, *, model: str = "") -> Basel
         ordinary[group] = _ordinary(scores, information, level, keys, signals, few_weeks=few_weeks)
     small = [f"{name} ({n})" for name, n in encoder.counts.items() if n < config.least_baseline]
     warnings = [f"too few studies to judge: {', '.join(small)}"] if small else []
+    if encoder.absent:
+        warnings.append(
+            f"the baseline says nothing of {', '.join(encoder.absent)}: not watched, until a baseline has it (the "
+            "site's own, from `stepwedge policy fit`)"
+        )
     if few_weeks:
         warnings.append(
             f"the baseline has {len(np.unique(week))} weeks, fewer than {_ENOUGH_WEEKS}: how far signals wander by "

@@ -123,6 +123,21 @@ class Encoder:
         for family, spec in config.families.items():
             if spec.together and len(spec.numbers) > 1:
                 self._given[family] = self._fit_together(scores, spec)
+        # Of what the baseline never has there is nothing accepted to compare with: neither its level nor its lack.
+        self.absent = tuple(
+            dict.fromkeys(
+                [
+                    name
+                    for family in config.families.values()
+                    for names, values in (
+                        (family.levels, table.levels),
+                        ((*family.numbers, *family.probabilities), table.numbers),
+                    )
+                    for name in names
+                    if _has_none(values[name])
+                ]
+            )
+        )
         self._levels = {
             (stratum, name): self._known_levels(table.levels[name][strata == stratum])
             for stratum in self.strata
@@ -178,7 +193,9 @@ class Encoder:
             for pair in self._config.labels
             for bet in BETS
         ]
-        for calendar in self.calendars if self._config.source else ():
+        for calendar in (
+            self.calendars if self._config.source and any(known for _, known in self._sources.values()) else ()
+        ):
             group = f"{SOURCE}|{calendar}"
             column = self._config.source or ""
             groups[group] = [
@@ -222,12 +239,15 @@ class Encoder:
 
         for family, spec in self._config.families.items():
             for name in spec.levels:
+                if name in self.absent:
+                    continue
                 for level in self._levels[stratum, name][0]:
                     add(family, name, "share", level=level)
                 add(family, name, "unseen")
                 add(family, name, "missing")
             for name in (*spec.numbers, *spec.probabilities):
-                add(family, name, "missing")
+                if name not in self.absent:
+                    add(family, name, "missing")
             for name in spec.numbers:
                 for limit in _limits(self._references[stratum, name].values, self._config.least_baseline):
                     add(family, name, "below", limit=limit)
@@ -338,6 +358,11 @@ class Encoder:
         if signal.kind == "missing":
             return np.isnan(number).astype(np.float64)
         return _flags(number, number <= (signal.limit if signal.limit is not None else np.nan))
+
+
+def _has_none(values: NDArray[np.str_] | Floats) -> bool:
+    """Whether a column has no value in any row."""
+    return bool(np.all(values == "") if values.dtype.kind == "U" else np.all(np.isnan(np.asarray(values, np.float64))))
 
 
 def observation_row(observation: Observation) -> dict[str, object]:

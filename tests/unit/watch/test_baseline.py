@@ -63,6 +63,23 @@ def test_a_short_baseline_warns_and_assumes() -> None:
     assert (fitted.ordinary["location"].band > 0.3).all()
 
 
+def test_what_the_baseline_never_has_is_not_watched_and_said() -> None:
+    """Else the first study that has it would be taken for a change."""
+    count = 600
+    table = Table(
+        numbers={"x": np.random.default_rng(0).normal(size=count), "kvp": np.full(count, np.nan)},
+        levels={"sex": np.full(count, "")},
+        days=np.repeat(np.arange(20), 30) + 20_458,
+        times=tuple("2026-01-05" for _ in range(count)),
+        rows=np.arange(count),
+    )
+    config = WatchConfig(families={"all": Family(numbers=["x", "kvp"], levels=["sex"])}, off_days=[])
+    fitted = fit_baseline(table, config)
+    columns = {signal.column for signals in fitted.encoder.groups.values() for signal in signals}
+    assert columns == {"x"}
+    assert any("says nothing of sex, kvp" in warning for warning in fitted.warnings)
+
+
 def test_a_stop_in_the_baseline_is_told_and_left_out() -> None:
     table = stream(np.random.default_rng(0), 4000)
     days = np.unique(table.days)

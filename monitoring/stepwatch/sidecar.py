@@ -207,7 +207,7 @@ class Sidecar:
         for watch in self._watches():
             if last < watch.labels.position:
                 log.error("labels_begin_anew", model=watch.package.name)
-                watch.labels_go_back()
+                watch.labels_go_back(last)
             while not (stop and stop.is_set()):
                 rows = self._database.new_labels(watch.labels, _BATCH)
                 for number, body in rows:

@@ -294,9 +294,9 @@ class Watch:
         self.cursor = replace(self.cursor, position=last, gaps=frozenset())
         self._dirty = True
 
-    def labels_go_back(self) -> None:
-        """Follow a table of labels that begins anew."""
-        self._labels = replace(self._labels, cursor=Cursor())
+    def labels_go_back(self, last: int) -> None:
+        """Follow a table of labels that begins anew. What is in it already counts as taken: no bet is made twice."""
+        self._labels = replace(self._labels, cursor=Cursor(position=last))
         self._dirty = True
 
     def view(self) -> View:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from stepwatch import tables
 from stepwatch.audit import is_drawn
 from stepwatch.cohort import follow
 from stepwatch.database import Database
@@ -114,6 +116,21 @@ def test_a_label_of_another_packages_study_is_not_bet_upon(bench: Bench) -> None
     bench.sidecar.look()
     assert said(bench) == []
     assert bench.sidecar._watches()[0]._labels.waiting == ()
+
+
+def test_a_table_of_labels_that_begins_anew_is_followed_and_nothing_is_bet_upon_twice(bench: Bench) -> None:
+    rows = bench.rows(6)
+    bench.write(rows)
+    write_labels(bench.engine, [reading(row, 1.0) for row in rows[:4]])
+    bench.sidecar.look()
+    with bench.engine.begin() as db:
+        db.execute(sa.delete(tables.LABELS))
+    write_labels(bench.engine, [reading(row, 1.0) for row in rows[:2]])
+    bench.again().look()
+    assert len(said(bench)) == 4
+    write_labels(bench.engine, [reading(row, 1.0) for row in rows[4:]])
+    bench.sidecar.look()
+    assert len(said(bench)) == 6
 
 
 def test_those_that_wait_are_bounded_and_the_oldest_goes() -> None:

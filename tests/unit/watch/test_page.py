@@ -87,6 +87,10 @@ def test_measured_stands_beside_estimated_and_what_the_estimate_cannot_see_is_sa
     assert "It cannot see concept drift" in text
     assert "212 labelled studies" in text
     assert "It cannot see concept drift" in page(view())
+    assert "Without them concept drift goes unnoticed" in page(view())
+    fed = page(view(saved_labels=300, waiting_labels=2))
+    assert "300 readings of the random audit bet upon, against concept drift · 2 wait for the study." in fed
+    assert "goes unnoticed" not in fed
 
 
 def test_an_estimate_that_is_not_to_be_believed_cannot_be_overlooked() -> None:

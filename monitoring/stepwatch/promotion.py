@@ -95,8 +95,8 @@ def reload(settings: Retrain) -> None:
     if not settings.reload_command:
         raise WatchError("retrain.reload_command is empty: name what makes the service load its packages again")
     program, *arguments = settings.reload_command
-    beside = Path(sys.executable).with_name(program)  # installed together, and not always on the path
-    command = [str(beside) if "/" not in program and beside.is_file() else program, *arguments]
+    beside = Path(sys.executable).parent / program  # installed together, and not always on the path
+    command = [str(beside) if beside.is_file() else program, *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - the site's own setting
             command, capture_output=True, text=True, timeout=_RELOAD_SECONDS, check=False

@@ -100,6 +100,8 @@ def _model(view: View, overview: Overview) -> dict[str, Any]:
         "constancy": runs,
         "last_run": runs[-1] if runs else None,
         "performance": _performance(performance) if performance else None,
+        "parted": list(dict.fromkeys(finding for finding, _ in performance.parted())) if performance else [],
+        "worse": _worse(performance) if performance else [],
         "gaps": sorted(performance.worst_gaps.items()) if performance else [],
         "groups": [_group(figure) for figure in performance.groups] if performance else [],
         "prevalences": _prevalences(performance) if performance else [],
@@ -255,6 +257,11 @@ def _figure(figure: Figure | None) -> str:
     if figure is None or not math.isfinite(figure.value):
         return "–"
     return f"{figure.value:.3f} ({figure.low:.3f} … {figure.high:.3f})"
+
+
+def _worse(performance: Performance) -> list[str]:
+    places = [(g.finding, g.group, g.level) for g in performance.groups if g.verdict == "worse"]
+    return [f"{finding} where {group} is {level}" for finding, group, level in dict.fromkeys(places)]
 
 
 def _group(figure: GroupFigure) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -103,12 +104,15 @@ def test_an_estimate_that_is_not_to_be_believed_cannot_be_overlooked() -> None:
 
     decayed = page(view(), performance={"chest-pneumonia": known(0.75)})
     assert "<s>0.900 (0.880 … 0.920)</s>" in decayed
+    assert "Labels contradict what the model expects of itself: pneumonia" in decayed
+    assert "No change beyond the ordinary" not in decayed
     assert NOT_BELIEVED in decayed
     assert str(escape(LABELS_FOLLOW)) not in decayed
     follow = page(view(), performance={"chest-pneumonia": known(0.9, ("pneumonia",))})
     assert str(escape(LABELS_FOLLOW)) in follow
     assert NOT_BELIEVED not in follow
     assert "<s>" not in follow
+    assert "No change beyond the ordinary" in follow
 
 
 def test_subgroups_are_shown_with_their_intervals_and_verdicts() -> None:
@@ -120,8 +124,12 @@ def test_subgroups_are_shown_with_their_intervals_and_verdicts() -> None:
         GroupFigure(finding="pneumonia", group="sex", level="X", measure="auroc", value=math.nan, verdict="too_few"),
     )  # fmt: skip
     text = page(view(), performance={"chest-pneumonia": Performance(groups=groups)})
-    assert "<td>40</td><td>−0.100 (−0.200 … −0.050)</td><td>miscalibrated</td>" in text
+    assert '<td>40</td><td>−0.100 (−0.200 … −0.050)</td><td><span class="tag moved">miscalibrated</span></td>' in text
     assert "<td>0</td><td>–</td><td>too few</td>" in text
+    assert "No change beyond the ordinary" in text
+    worse = page(view(), performance={"chest-pneumonia": Performance(groups=(replace(groups[0], verdict="worse"),))})
+    assert "Worse than elsewhere: pneumonia where sex is F" in worse
+    assert "No change beyond the ordinary" not in worse
 
 
 def test_constancy_requests_and_drawn_pages_are_shown() -> None:

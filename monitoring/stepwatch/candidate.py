@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def policy_of(folder: Path) -> Path | None:
     """The policy that a release's folder brings along."""
     file = folder / "policy.yaml"
     return file if file.is_file() else None
+
+
+def digest_of_policy(release: Path) -> str:
+    """SHA-256 of the policy that a release's folder brings along; empty if it brings none."""
+    file = policy_of(release)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file else ""
+
+
+def require_unchanged(made: Mapping[str, Any], settings: Retrain) -> None:
+    """Raises WatchError unless a candidate, package and policy, still is what its run made (``made``)."""
+    release = Path(made["release"])
+    if verify(package_of(release), settings.trusted_keys)["digest"] != made["digest"]:
+        raise WatchError(f"{release}: is not the package that the run made; decline the request")
+    if digest_of_policy(release) != made.get("policy", ""):
+        raise WatchError(f"{release}: its policy.yaml is not the one that the run's candidate had; decline the request")
 
 
 def write_request(request: Request, folder: Path) -> Path:

@@ -10,14 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stepwatch.candidate import package_of, policy_of, verify
+from stepwatch.candidate import package_of, policy_of, require_unchanged, verify
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
 from stepwatch.requests import Request, note, read_request
+from stepwatch.retrain import alone
 from stepwatch.settings import Retrain, Settings
 from stepwatch.signatures import PrivateKey
 
 _RELOAD_SECONDS = 1800.0
+_LINK = "link"  # what is held while it is turned
 
 
 def promote(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
@@ -26,17 +28,27 @@ def promote(database: Database, settings: Settings, name: str, key: PrivateKey) 
     Raises
     ------
     WatchError
-        If it is not validated, no longer is the package that was validated, or the service refuses it: then the link
-        points to what it pointed to before.
+        If it is not validated, no longer is what was validated, is being worked at by another, or is refused by the
+        service: then the link points to what it pointed to before.
     """
+    with alone(settings, name), alone(settings, _LINK):
+        return _promote(database, settings, name, key)
+
+
+def roll_back(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
+    """Make the service answer with the package that was there before a request's candidate. Raises WatchError."""
+    with alone(settings, name), alone(settings, _LINK):
+        return _roll_back(database, settings, name, key)
+
+
+def _promote(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
     request = read_request(database, settings, name)
     link = _link(settings.retrain)
     made = request.last("candidate")
     if made is None:
         raise WatchError(f"{name}: has no candidate; `stepwatch retrain run {name}` makes one")
     release = Path(made.body["release"])
-    if verify(package_of(release), settings.retrain.trusted_keys)["digest"] != made.body["digest"]:
-        raise WatchError(f"{release}: is not the package that was validated; decline the request")
+    require_unchanged(made.body, settings.retrain)
     if request.state != "promoting":
         before = link.resolve()
         if policy_of(before) is not None and policy_of(release) is None:
@@ -56,8 +68,7 @@ def promote(database: Database, settings: Settings, name: str, key: PrivateKey) 
     return note(database, settings, name, "promoted", {"digest": made.body["digest"]}, key=key)
 
 
-def roll_back(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
-    """Make the service answer with the package that was there before a request's candidate. Raises WatchError."""
+def _roll_back(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
     request = read_request(database, settings, name)
     link = _link(settings.retrain)
     intent = request.last("promoting")
@@ -66,7 +77,8 @@ def roll_back(database: Database, settings: Settings, name: str, key: PrivateKey
     before, now = Path(intent.body["from"]), link.resolve()
     if now not in (before, Path(intent.body["to"]).resolve()):
         raise WatchError(f"{link} points to {now}, which another request put there; roll that one back first")
-    verify(package_of(before), settings.retrain.trusted_keys)
+    # Whole, and no more than that: it was live, and whose signatures count may have changed since.
+    verify(package_of(before))
     if request.state != "rolling_back":
         note(database, settings, name, "rolling_back", {"to": str(before)}, key=key)
     point(link, before)

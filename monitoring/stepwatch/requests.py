@@ -115,7 +115,8 @@ def read_requests(database: Database, settings: Settings) -> dict[str, Request]:
     WatchError
         If the log is not whole: an event changed, cut out, out of order, or not signed by whom it names.
     """
-    people = load_people([*settings.retrain.keys, *settings.retrain.retired_keys])
+    # A person may have another key now than then, under the same name.
+    present, retired = load_people(settings.retrain.keys), load_people(settings.retrain.retired_keys)
     previous = ""
     events: dict[str, list[Event]] = {}
     head = _read_head(settings)
@@ -125,10 +126,10 @@ def read_requests(database: Database, settings: Settings) -> dict[str, Request]:
         where = f"event {event.id} of the log of retraining requests"
         if event.body.get("previous") != previous:
             raise WatchError(f"{where} does not follow the one before it: the log was changed; restore the database")
-        known = people.get(event.who)
-        if event.signature and known is not None and not is_by(event.text, event.signature, known):
+        known = [each[event.who] for each in (present, retired) if event.who in each]
+        if event.signature and known and not any(is_by(event.text, event.signature, key) for key in known):
             raise WatchError(f"{where} is not as {event.who} signed it: the log was changed; restore the database")
-        if event.event in SIGNED and (known is None or not event.signature):
+        if event.event in SIGNED and (not known or not event.signature):
             raise WatchError(
                 f"{where} ({event.event}) bears no signature of one of retrain.keys or retired_keys ({event.who})"
             )
@@ -251,7 +252,7 @@ def open_from_alert(
         "alert": told,
         "summary": str(notes.get("summary", ""))[:500],
         "since": str(alert.get("startsAt", "")),
-        "alarms": alarms[:5],
+        "alarms": _finite(alarms[:5]),
         "page": pages[0]["path"] if pages else "",
         "studies": _worth_labelling(database, model, min((str(a.get("changed_time", "")) for a in alarms), default="")),
     }
@@ -277,6 +278,11 @@ def _worth_labelling(database: Database, model: str, since: str) -> list[str]:
             found[row.study] = None
     studies = list(found)
     return studies[:: max(1, -(-len(studies) // STUDIES))]
+
+
+def _finite(values: object) -> Any:
+    """The same without numbers that are none, which no log can hold."""
+    return json.loads(json.dumps(values), parse_constant=lambda _: None)
 
 
 def _moment(text: str) -> float | None:

@@ -10,7 +10,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepwatch.candidate import CandidateError, name_in, package_of, run_program, tell, verify, write_request
+from stepwatch.candidate import (
+    CandidateError,
+    digest_of_policy,
+    name_in,
+    package_of,
+    require_unchanged,
+    run_program,
+    tell,
+    verify,
+    write_request,
+)
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
 from stepwatch.requests import LOCKED_SET_USED, Request, folder_of, note, read_request
@@ -26,7 +36,7 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
     CandidateError if no candidate came of it, which the request then says as well.
     """
     retrain = settings.retrain
-    with _alone(settings, name):
+    with alone(settings, name):
         request = read_request(database, settings, name)
         waits = retrain.webhook_url is not None and not retrain.command
         if request.state == "running":
@@ -65,17 +75,24 @@ def _end_former(database: Database, settings: Settings, request: Request) -> Non
 
 def take(database: Database, settings: Settings, name: str, release: Path, *, key: PrivateKey | None = None) -> Request:
     """Take a folder as the candidate of a running request, if its package verifies. Raises CandidateError if not."""
-    try:
-        found = verify(package_of(release.resolve()), settings.retrain.trusted_keys)
-    except CandidateError as error:
-        return _failed(database, settings, name, error)
-    body = {"release": str(release.resolve()), **{key: found[key] for key in ("name", "version", "digest", "signer")}}
-    return note(database, settings, name, "candidate", body, key=key)
+    with alone(settings, name):
+        if read_request(database, settings, name).state != "running":
+            raise WatchError(f"{name}: no run of it is going on, so that no candidate is taken")
+        try:
+            found = verify(package_of(release.resolve()), settings.retrain.trusted_keys)
+        except CandidateError as error:
+            return _failed(database, settings, name, error)
+        body = {
+            "release": str(release.resolve()),
+            "policy": digest_of_policy(release.resolve()),
+            **{key: found[key] for key in ("name", "version", "digest", "signer")},
+        }
+        return note(database, settings, name, "candidate", body, key=key)
 
 
 def validate(database: Database, settings: Settings, name: str, *, key: PrivateKey | None = None) -> Request:
     """Compare a request's candidate with the package in use on the locked cases. Raises WatchError if it cannot be."""
-    with _alone(settings, name):
+    with alone(settings, name):
         request = read_request(database, settings, name)
         made = request.last("candidate")
         if made is None or request.state not in ("candidate", "inconclusive"):
@@ -83,8 +100,7 @@ def validate(database: Database, settings: Settings, name: str, *, key: PrivateK
         if settings.retrain.live_link is None:
             raise WatchError("retrain.live_link names no package in use: nothing to compare with")
         champion, challenger = settings.retrain.live_link.resolve(), Path(made.body["release"])
-        if verify(package_of(challenger), settings.retrain.trusted_keys)["digest"] != made.body["digest"]:
-            raise WatchError(f"{challenger}: is not the package that the run made; decline the request")
+        require_unchanged(made.body, settings.retrain)
         policy = next((m.policy for m in settings.models if m.policy and name_in(m.package) == made.body["name"]), None)
         # Noted before it is used: a use that is cut off counts.
         body = {"champion": str(champion), "digest": made.body["digest"]}
@@ -103,7 +119,7 @@ def _failed(database: Database, settings: Settings, name: str, error: Exception)
 
 
 @contextmanager
-def _alone(settings: Settings, name: str) -> Iterator[None]:
+def alone(settings: Settings, name: str) -> Iterator[None]:
     """Hold a request against a second run of it at the same time. Raises WatchError if another holds it."""
     folder = folder_of(settings)
     folder.mkdir(parents=True, exist_ok=True)

@@ -77,13 +77,13 @@ def observed(folder: Path, release: Path, scanners: Sequence[str], count: int, s
     return rows
 
 
-def write_locked(folder: Path) -> Path:
+def write_labelled(folder: Path, seed: int) -> Path:
     """Labelled pictures of known patients."""
     folder.mkdir()
     with (folder / "labels.csv").open("w", newline="") as out:
         table = csv.writer(out)
         table.writerow(["file", "patient", "label"])
-        for index, brightness in enumerate(brightnesses(LOCKED, 5)):
+        for index, brightness in enumerate(brightnesses(LOCKED, seed)):
             name = f"{index:03}.png"
             write_picture(folder / name, brightness)
             table.writerow([name, f"p{index}", "ill" if brightness > 0.5 else "normal"])
@@ -107,14 +107,14 @@ class Department:
         write_baseline(further, [*rows, *observed(folder, release, [NEW_SCANNER], OF_THE_NEW, 2)])
         self.live = folder / "live"
         self.live.symlink_to(release)
-        locked = write_locked(folder / "locked")
+        locked, training = write_labelled(folder / "locked", 5), write_labelled(folder / "training", 6)
         self.key = folder / "jane.pem"
         ensure_key(self.key)
         (folder / "service").mkdir()
         (folder / "token").write_text(TOKEN)
         self.config = folder / "service" / "stepwatch.yaml"
         train = [
-            sys.executable, str(HERE / "refit.py"), str(release), str(locked), str(locked / "labels.csv"),
+            sys.executable, str(HERE / "refit.py"), str(release), str(training), str(training / "labels.csv"),
             str(further / "baseline.parquet"), "1.1.0",
         ]  # fmt: skip
         watch = {

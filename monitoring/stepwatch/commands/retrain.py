@@ -191,8 +191,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _take(options: argparse.Namespace) -> int:
-    from stepwatch.candidate import CandidateError
+    from stepwatch.candidate import CandidateError, package_of
     from stepwatch.retrain import take
+
+    if not (package_of(options.release) / "model.yaml").is_file():
+        raise WatchError(f"{options.release}: no package here, nor a folder `package`; give a release's folder")
 
     with _at(options) as (settings, database):
         try:

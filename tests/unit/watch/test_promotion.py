@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from packages import write_package
+from packages import write_package, write_policy
 from stepwatch import retrain
 from stepwatch.candidate import CandidateError
 from stepwatch.database import Database
@@ -101,9 +101,36 @@ def test_what_is_not_validated_does_not_go_live(loop: Loop) -> None:
 def test_a_candidate_that_was_changed_since_does_not_go_live(loop: Loop) -> None:
     loop.validated()
     write_package(loop.folder / "two", version="1.2.0")
-    with pytest.raises(WatchError, match="not the package that was validated"):
+    with pytest.raises(WatchError, match="not the package that the run made"):
         promote(loop.database, loop.settings, loop.request, loop.key)
     assert (loop.live, loop.state) == ("one", "validated")
+
+
+def test_a_policy_that_was_changed_since_does_not_go_live(loop: Loop) -> None:
+    release = loop.folder / "release"
+    write_package(release / "package", version="1.1.0")
+    write_policy(release / "policy.yaml")
+    loop.note("approved", "running")
+    retrain.take(loop.database, loop.settings, loop.request, release, key=loop.key)
+    loop.note("validated")
+    write_policy(release / "policy.yaml", miss=2)
+    with pytest.raises(WatchError, match=r"its policy\.yaml is not the one"):
+        promote(loop.database, loop.settings, loop.request, loop.key)
+    assert (loop.live, loop.state) == ("one", "validated")
+
+
+def test_two_who_promote_at_once_do_not_cross(loop: Loop) -> None:
+    loop.validated()
+    with retrain.alone(loop.settings, "link"), pytest.raises(WatchError, match="another process"):
+        promote(loop.database, loop.settings, loop.request, loop.key)
+    assert (loop.live, loop.state) == ("one", "validated")
+
+
+def test_what_was_live_can_come_back_whoever_is_trusted_now(loop: Loop) -> None:
+    loop.validated()
+    promote(loop.database, loop.settings, loop.request, loop.key)
+    loop.set(trusted_keys=[loop.folder / "jane.pub"])
+    assert roll_back(loop.database, loop.settings, loop.request, loop.key).state == "rolled_back"
 
 
 def test_a_service_that_does_not_take_it_keeps_the_package_before(loop: Loop) -> None:
@@ -167,6 +194,22 @@ def test_a_retired_key_signs_nothing_new_and_what_it_signed_stays_good(loop: Loo
         loop.note("declined")
     loop.set(retired_keys=[])
     with pytest.raises(WatchError, match="bears no signature"):
+        assert loop.state
+
+
+def test_a_person_may_have_another_key_under_the_same_name(loop: Loop) -> None:
+    loop.note("approved")
+    (loop.folder / "old").mkdir()
+    (loop.folder / "jane.pub").rename(loop.folder / "old" / "jane.pub")
+    key = ec.generate_private_key(ec.SECP256R1())
+    (loop.folder / "jane.pub").write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    loop.set(retired_keys=[loop.folder / "old" / "jane.pub"])
+    loop.key = key
+    assert loop.note("declined").state == "declined"
+    loop.set(retired_keys=[])
+    with pytest.raises(WatchError, match="not as jane signed it"):
         assert loop.state
 
 

@@ -12,9 +12,10 @@ import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from stepwatch import requests
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
-from stepwatch.requests import Request, note, open_from_alert, read_request, read_requests
+from stepwatch.requests import FOLLOWS, Request, note, open_from_alert, read_request, read_requests
 from stepwatch.settings import Retrain, Settings
 from watched import make_service_tables
 
@@ -115,3 +116,29 @@ def test_a_changed_or_cut_line_is_noticed(desk: Desk, change: str) -> None:
         db.execute(sa.text(change))
     with pytest.raises(WatchError):
         read_requests(desk.database, desk.settings)
+
+
+def test_the_kind_of_shift_makes_no_other_cause(desk: Desk) -> None:
+    """What kind it is may be judged otherwise as studies come in: it stays the same change."""
+    first = desk.alert(shift="prevalence")
+    assert first is not None
+    assert desk.alert(shift="acquisition") is None
+    assert first.cause == "tiny/StepwatchSignalDrifted/pixel_mean"
+
+
+def test_only_what_may_follow_follows(desk: Desk) -> None:
+    """From an open request: every event but the two that may follow is refused, and leaves nothing."""
+    request = desk.alert()
+    assert request is not None
+    for event in FOLLOWS:
+        if "open" not in FOLLOWS[event]:
+            with pytest.raises(WatchError, match="only a request that is"):
+                desk.note(request, event)
+    assert len(read_request(desk.database, desk.settings, request.request).events) == 1
+    desk.note(request, "declined")
+
+
+def test_evidence_that_is_no_number_is_left_out(desk: Desk) -> None:
+    assert requests._finite([{"evidence": float("nan"), "low": float("-inf"), "value": 1.5}]) == [
+        {"evidence": None, "low": None, "value": 1.5}
+    ]

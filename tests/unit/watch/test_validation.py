@@ -45,3 +45,31 @@ def test_a_few_differences_are_inconclusive_and_so_are_too_few_patients() -> Non
 def test_other_cases_are_not_compared() -> None:
     with pytest.raises(WatchError, match="same cases"):
         compare(_cases(200), _cases(201), Retrain())
+
+
+def _two(count: int, *, wrong_of_girls: int = 0, rare: int = 0) -> list[dict[str, Any]]:
+    """Girls and boys, and a second finding that only so many have."""
+    cases = _cases(count)
+    girls = [case for case in cases if case["subgroups"]["sex"] == "F" and case["findings"]["ill"]["truth"]]
+    for case in girls[:wrong_of_girls]:
+        case["findings"]["ill"]["decision"] = "clear"
+    for n, case in enumerate(cases):
+        case["findings"]["rare"] = {"truth": n < rare, "decision": "clear", **COSTS}
+    return cases
+
+
+def test_a_subgroup_that_gets_worse_declines_a_candidate_that_is_well_overall() -> None:
+    settings = Retrain(worse_by=5.0)
+    outcome = compare(_two(400), _two(400, wrong_of_girls=60), settings)
+    assert outcome.state == "declined"
+    assert outcome.because == "worse than the margin: sex=F"
+
+
+def test_what_too_few_have_is_named_and_can_be_asked_for() -> None:
+    outcome = compare(_two(200, rare=6), _two(200, rare=6), Retrain())
+    assert outcome.state == "validated"
+    assert "rare (overall)" in outcome.because
+    assert outcome.compared[0].left_out == ("rare",)
+    strict = compare(_two(200, rare=6), _two(200, rare=6), Retrain(every_subgroup=True))
+    assert strict.state == "inconclusive"
+    assert "every_subgroup" in strict.because

@@ -84,8 +84,7 @@ def described(models: Sequence[tuple[Package, Policy]]) -> list[dict[str, Any]]:
 def listen(settings: Settings) -> int:
     """The DICOM node: receives, keeps, and queues complete studies. Returns when asked to stop."""
     stop = _until_asked_to_stop()
-    again = threading.Event()
-    signal.signal(signal.SIGHUP, lambda *_: again.set())
+    again = _asked_to_load_again()
     packages = [package for package, _ in load_models(settings)]
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
@@ -226,6 +225,13 @@ def _be_ready(
     server = HttpServer(settings.http, build_app({**own, **checks}, store, Path(folder) if folder else None))
     server.start()
     undo.callback(server.stop)
+
+
+def _asked_to_load_again() -> threading.Event:
+    """Set by SIGHUP."""
+    again = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: again.set())
+    return again
 
 
 def _until_asked_to_stop() -> threading.Event:

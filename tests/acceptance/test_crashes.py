@@ -130,6 +130,7 @@ from stepwedge.settings import load_settings
 workflow.VERSION = "0"
 stop = threading.Event()
 roles._until_asked_to_stop = lambda: stop
+roles._asked_to_load_again = threading.Event
 threading.Thread(target=roles.listen, args=(load_settings(),), daemon=True).start()
 roles.work(load_settings())
 """

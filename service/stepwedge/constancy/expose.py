@@ -30,7 +30,7 @@ from stepwedge import reference
 from stepwedge.analysis import Published, read_published, results_dir
 from stepwedge.constancy.accepted import Answer, ReferenceCase, answer_of
 from stepwedge.constancy.compare import CHANGED, STAGES, Decided, compare, compare_decided, first_moved
-from stepwedge.constancy.site import SiteAnswers, is_of_today, read_site_answers, write_site_answers
+from stepwedge.constancy.site_answers import SiteAnswers, is_of_today, read_site_answers, write_site_answers
 from stepwedge.dicom.deliver import send
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from stepwedge.constancy.compare import Decided
-from stepwedge.constancy.site import SiteAnswers, is_of_today, read_site_answers, write_site_answers
+from stepwedge.constancy.site_answers import SiteAnswers, is_of_today, read_site_answers, write_site_answers
 from stepwedge.errors import StepwedgeError
 
 ACCEPTED = SiteAnswers(

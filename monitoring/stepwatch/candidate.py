@@ -190,13 +190,17 @@ def tell(settings: Retrain, request_file: Path, *, now: float | None = None) -> 
         raise CandidateError(f"{url}: did not take the request: {getattr(error, 'reason', error)}") from None
 
 
-def job_manifest(settings: Retrain, request: Request, *, image: str, volume: str) -> dict[str, Any]:
-    """A Kubernetes Job that runs the same program: the request and the candidate lie on a shared volume."""
-    folder = f"/retrain/{request.request}"
+def job_manifest(settings: Retrain, name: str, run: Path, *, image: str, volume: str) -> dict[str, Any]:
+    """A Kubernetes Job that runs the same program.
+
+    The claim ``volume`` is of the volume that the monitor keeps its folder ``requests`` on; ``run`` is the run's folder
+    in it.
+    """
+    folder = f"/retrain/{run.as_posix()}"
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": f"stepwatch-retrain-{request.request}"},
+        "metadata": {"name": f"stepwatch-retrain-{name}"},
         "spec": {
             "backoffLimit": 0,
             "activeDeadlineSeconds": max(1, int(settings.timeout_seconds)),

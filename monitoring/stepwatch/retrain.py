@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from stepwatch.candidate import (
     CandidateError,
     digest_of_policy,
+    job_manifest,
     name_in,
     package_of,
     require_unchanged,
@@ -37,15 +39,10 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
     """
     retrain = settings.retrain
     with alone(settings, name):
-        request = read_request(database, settings, name)
         waits = retrain.webhook_url is not None and not retrain.command
-        if request.state == "running":
-            _end_former(database, settings, request)
         if not retrain.command and not waits:
             raise WatchError("retrain.command and retrain.webhook_url are empty: name what makes a candidate")
-        number = sum(event.event == "running" for event in request.events) + 1
-        folder = folder_of(settings, name) / f"run-{number}"
-        note(database, settings, name, "running", {"folder": str(folder), "elsewhere": waits}, key=key)
+        request, folder = _begin(database, settings, name, key, elsewhere=waits)
         try:
             file = write_request(request, folder)
             if waits:
@@ -55,6 +52,35 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
         except (CandidateError, OSError) as error:
             return _failed(database, settings, name, error)
     return take(database, settings, name, folder / "candidate", key=key)
+
+
+def hand_over(
+    database: Database, settings: Settings, name: str, *, image: str, volume: str, key: PrivateKey | None = None
+) -> dict[str, Any]:
+    """Say that a Kubernetes Job makes the candidate, and give the Job; ``take`` takes what it made.
+
+    Raises WatchError if the request is in no state to be run, or there is no program that a Job could run.
+    """
+    if not settings.retrain.command:
+        raise WatchError("retrain.command is empty: name the program that the image runs")
+    with alone(settings, name):
+        request, folder = _begin(database, settings, name, key, elsewhere=True)
+        write_request(request, folder)
+        inside = folder.relative_to(folder_of(settings))
+        return job_manifest(settings.retrain, f"{name}-{folder.name}", inside, image=image, volume=volume)
+
+
+def _begin(
+    database: Database, settings: Settings, name: str, key: PrivateKey | None, *, elsewhere: bool
+) -> tuple[Request, Path]:
+    """Note that a run begins, and give its folder."""
+    request = read_request(database, settings, name)
+    if request.state == "running":
+        _end_former(database, settings, request)
+    number = sum(event.event == "running" for event in request.events) + 1
+    folder = folder_of(settings, name) / f"run-{number}"
+    note(database, settings, name, "running", {"folder": str(folder), "elsewhere": elsewhere}, key=key)
+    return request, folder
 
 
 def _end_former(database: Database, settings: Settings, request: Request) -> None:

@@ -54,9 +54,9 @@ def add(commands: Any) -> None:
     decline = action("decline", _decline, "end a request without a new model", key=True)
     decline.add_argument("--because", default="", metavar="TEXT", help="why")
     action("rollback", _roll_back, "go back to the package before", key=True)
-    job = action("job", _job, "print a Kubernetes Job that makes the candidate")
+    job = action("job", _job, "print a Kubernetes Job that makes the candidate, for `kubectl apply -f -`", key=True)
     job.add_argument("--image", required=True, help="container image with the program retrain.command")
-    job.add_argument("--volume", required=True, help="claim of the volume with the request's folder")
+    job.add_argument("--volume", required=True, help="claim of the volume that holds the folder `requests`")
 
 
 @contextmanager
@@ -236,10 +236,11 @@ def _needed(options: argparse.Namespace) -> PrivateKey:
 
 
 def _job(options: argparse.Namespace) -> int:
-    from stepwatch.candidate import job_manifest
-    from stepwatch.requests import read_request
+    from stepwatch.retrain import hand_over
 
     with _at(options) as (settings, database):
-        request = read_request(database, settings, options.request)
-    _print(json.dumps(job_manifest(settings.retrain, request, image=options.image, volume=options.volume), indent=2))
+        job = hand_over(
+            database, settings, options.request, image=options.image, volume=options.volume, key=_key(options)
+        )
+    _print(json.dumps(job, indent=2))
     return 0

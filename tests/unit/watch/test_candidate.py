@@ -161,9 +161,14 @@ def test_a_system_that_does_not_take_it_is_said(tmp_path: Path) -> None:
 
 
 def test_a_job_runs_the_same_program_once_and_not_for_ever() -> None:
-    job = job_manifest(retrain("train()", timeout_seconds=60), REQUEST, image="site/train:1", volume="retrain")
+    job = job_manifest(
+        retrain("train()", timeout_seconds=60), "r-run-1", Path("r/run-1"), image="site/train:1", volume="retrain"
+    )
     assert job["kind"] == "Job"
     assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (0, 60)
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["command"][-1] == "train()"
-    assert {item["name"] for item in container["env"]} == {"REQUEST_FILE", "CANDIDATE_DIR"}
+    assert {item["name"]: item["value"] for item in container["env"]} == {
+        "REQUEST_FILE": "/retrain/r/run-1/request.json",
+        "CANDIDATE_DIR": "/retrain/r/run-1/candidate",
+    }

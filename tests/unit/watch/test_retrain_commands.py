@@ -99,7 +99,19 @@ def test_a_failed_run_ends_with_one_and_can_be_run_again(capsys: pytest.CaptureF
     assert "failed by stepwatch: the program failed" in said(capsys, config, "show", name)
 
 
-def test_a_job_is_printed(capsys: pytest.CaptureFixture[str], config: Path) -> None:
-    name, _ = opened(capsys, config)
-    job = json.loads(said(capsys, config, "job", name, "--image", "site/train:1", "--volume", "retrain"))
-    assert job["metadata"]["name"] == f"stepwatch-retrain-{name}"
+def test_a_job_is_printed_and_what_it_makes_is_taken(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    """The Job itself is stood in for: there is no cluster here."""
+    values = yaml.safe_load(config.read_text())
+    values["retrain"]["command"] = ["train"]
+    config.write_text(yaml.safe_dump(values))
+    name, key = opened(capsys, config)
+    asked = ["job", name, "--image", "site/train:1", "--volume", "monitor"]
+    assert "only a request that is" in said(capsys, config, *asked, *key, status=2)
+    said(capsys, config, "approve", name, *key)
+    job = json.loads(said(capsys, config, *asked, *key))
+    assert job["metadata"]["name"] == f"stepwatch-retrain-{name}-run-1"
+    folder = config.parent / "w" / "requests" / name / "run-1"
+    assert json.loads((folder / "request.json").read_text())["approved_by"] == "jane"
+    assert "another system was told" in said(capsys, config, *asked, *key, status=2)
+    write_package(folder / "candidate", version="1.1.0")
+    assert f"{name}: candidate" in said(capsys, config, "take", name, str(folder / "candidate"), *key)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instances import make_instance, write_file
+from instances import DX, make_instance, write_file
 from peers import dcmtk
 from pydicom import Dataset
-from rawscu import PATIENCE_SECONDS, RawSCU
+from rawscu import ASSOCIATE_AC, PATIENCE_SECONDS, RawSCU
 from spooled import Spooled, open_spool
 from stepwedge.dicom.listener import Listener
 from stepwedge.manifest import Package
@@ -46,10 +46,13 @@ class Listening:
         return len(rows) == 1 and (self.node.settings.data_dir / rows[0].path).is_file()
 
     def takes_the_next(self) -> bool:
-        """Whether the next good instance goes through."""
+        """Whether the next good instance goes through, its association not being rejected."""
         dataset = make_instance()
         with self.connect() as sender:
-            status = sender.established().store(dataset)
+            kind, _ = sender.associate((DX,))
+            if kind != ASSOCIATE_AC:
+                return False
+            status = sender.store(dataset)
             sender.release()
         return status == 0 and self.stored(dataset)
 

@@ -51,6 +51,7 @@ class Pages:
         self._alarms: dict[str, set[str]] = {}  # seen, by digest
         self._asked: dict[str, str] = {}  # why a page is wanted, by digest
         self._next: dict[str, float] = {}  # when the next scheduled one is due, by digest
+        self._enough: dict[str, int] = {}  # the observation before which there are too few, by digest
 
     def look(self, watches: Sequence[Watch]) -> None:
         """Start what is due, note what is done. Raises DatabaseAwayError."""
@@ -61,8 +62,7 @@ class Pages:
             self._want(watch)
         if self._drawing is None:
             for watch in watches:
-                if watch.package.digest in self._asked:
-                    self._start(watch.package, self._asked.pop(watch.package.digest))
+                if watch.package.digest in self._asked and self._start(watch.package):
                     return
 
     def stop(self) -> None:
@@ -83,14 +83,17 @@ class Pages:
             self._next[digest] = now + self._settings.every_hours * 3600
             self._asked.setdefault(digest, SCHEDULED)
 
-    def _start(self, package: WatchedPackage, reason: str) -> None:
-        first = max(0, self._database.last_observation() - 2 * self._settings.rows)
-        found = self._database.observations(after=first, limit=2 * self._settings.rows)
+    def _start(self, package: WatchedPackage) -> bool:
+        """Start the page that was asked for; while there are too few studies for one, it stays asked for."""
+        last = self._database.last_observation()
+        if last < self._enough.get(package.digest, 0):
+            return False
+        found = self._database.observations(after=max(0, last - 2 * self._settings.rows), limit=2 * self._settings.rows)
         own = [row for _, row in found if row.model_digest == package.digest][-self._settings.rows :]
         if len(own) < _LEAST_ROWS:
-            # Not enough yet: looked at again when the next alarm, or the next hour, comes.
-            self._next[package.digest] = min(self._next.get(package.digest, 0.0), time.monotonic() + 3600)
-            return
+            self._enough[package.digest] = last + _LEAST_ROWS - len(own)
+            return False
+        reason = self._asked.pop(package.digest)
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"{package.name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.html"
         rows = self._folder / f".{name}.rows"
@@ -100,6 +103,7 @@ class Pages:
         process = start_page(package.baseline, rows, out, timeout_seconds=limit)
         until = time.monotonic() + limit + _GRACE_SECONDS
         self._drawing = _Drawing(process=process, out=out, rows=rows, reason=reason, until=until)
+        return True
 
     def _finish(self) -> None:
         drawing = self._drawing

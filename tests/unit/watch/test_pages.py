@@ -20,12 +20,13 @@ class KeptPages:
     """A database of rows, and of the pages that were noted (a stand-in)."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.noted = rows, []
+        self.rows, self.read, self.noted = rows, 0, []
 
     def last_observation(self) -> int:
         return self.rows
 
     def observations(self, after: int, limit: int) -> list[tuple[int, Any]]:
+        self.read += 1
         return [(i, ROW) for i in range(after + 1, min(self.rows, after + limit) + 1)]
 
     def add_page(self, path: str, reason: str) -> int:
@@ -87,11 +88,29 @@ def test_a_page_is_drawn_at_first_and_then_on_an_alarm(tmp_path: Path, drawn: di
     assert not list(tmp_path.rglob("*.rows"))
 
 
-def test_too_few_studies_make_no_page(tmp_path: Path, drawn: dict[str, int]) -> None:
+def test_a_page_waits_for_studies_enough(tmp_path: Path, drawn: dict[str, int]) -> None:
     found, kept = keeper(tmp_path, 10)
-    found.look([WatchedModel()])  # type: ignore[list-item]
+    watch = WatchedModel()
+    watch.alarms = ({"alarm": "1"},)
+    found.look([watch])  # type: ignore[list-item]
+    assert found._drawing is None
+    kept.rows = 49
+    found.look([watch])  # type: ignore[list-item]
     assert found._drawing is None
     assert kept.noted == []
+    kept.rows = 50
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert [reason for _, reason in kept.noted] == [ALARM]
+
+
+def test_too_few_studies_are_not_read_again_at_each_look(tmp_path: Path, drawn: dict[str, int]) -> None:
+    found, kept = keeper(tmp_path, 10)
+    watch = WatchedModel()
+    for _ in range(5):
+        found.look([watch])  # type: ignore[list-item]
+        kept.rows += 1
+    assert kept.read == 1
 
 
 def test_a_failure_is_counted(tmp_path: Path, drawn: dict[str, int]) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from stepwedge.observation import Observation
 
 from stepwatch.errors import WatchError
+from stepwatch.logs import where
 from stepwatch.signals import observation_row
 
 Floats = NDArray[np.float64]
@@ -39,6 +40,7 @@ _WINDOWS = 200  # drawn from the baseline for each limit
 _BLOCK = 10  # consecutive studies drawn together
 _TAIL = 1.1  # on the largest of those windows: stands in for a rarer one
 _LEAST_DISTANCE = 0.05
+_DIGITS = 9  # significant ones of the largest number of a column
 _MISSING, _OTHER = "(missing)", "(other)"
 
 NUMBERS = (
@@ -93,7 +95,8 @@ def draw_page(baseline: Path, rows: Path, out: Path) -> Prepared:
     Raises
     ------
     WatchError
-        If either side cannot be read or has too few studies, or the page would be too large.
+        If either side cannot be read or has too few studies, Evidently cannot draw them, or the page would be too
+        large.
     """
     os.environ["DO_NOT_TRACK"] = "1"
     prepared = prepare(read_observations(baseline), read_observations(rows))
@@ -225,7 +228,10 @@ def level_distance(before: NDArray[np.str_], now: NDArray[np.str_]) -> float:
 def _numbers(rows: Sequence[Mapping[str, object]], name: str) -> Floats:
     values = [row.get(name) for row in rows]
     read = np.array([float(v) if isinstance(v, int | float) else math.nan for v in values])
-    return np.where(np.isfinite(read), read, math.nan)
+    read = np.where(np.isfinite(read), read, math.nan)
+    largest = np.max(np.abs(read), initial=0.0, where=np.isfinite(read))
+    # Equal but for the last bits is equal: no histogram can be drawn of such differences.
+    return np.round(read, _DIGITS - math.ceil(math.log10(largest))) if largest > 0 else read
 
 
 def _levels(rows: Sequence[Mapping[str, object]], name: str) -> list[str]:
@@ -258,7 +264,10 @@ def _draw(prepared: Prepared) -> str:
         )
         for name in (*prepared.numbers, *prepared.levels)
     ]
-    page: str = Report(metrics).run(*sides).get_html_str(as_iframe=False)
+    try:
+        page: str = Report(metrics).run(*sides).get_html_str(as_iframe=False)
+    except Exception as error:  # noqa: BLE001 - whatever a page cannot be drawn of; its text may quote values
+        raise WatchError(f"Evidently cannot draw these studies ({type(error).__name__} at {where(error)})") from None
     return page.replace("<body>", f"<body>{_introduction(prepared)}", 1)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from stepwatch.errors import WatchError
 from stepwatch.snapshot import (
+    draw_page,
     drifted,
     level_distance,
     limit_of,
@@ -134,6 +135,32 @@ def test_a_page_is_drawn_in_a_process_of_its_own_and_holds_no_identifier(baselin
     assert not [secret for secret in SECRETS if secret in page]
     assert len(page) < 12_000_000
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
+
+
+def test_a_column_of_rounding_errors_is_the_same_everywhere_and_does_not_stop_the_page(tmp_path: Path) -> None:
+    nearly = np.nextafter(0.1, 1.0)
+    sides = [
+        [
+            replace(row, pixel_sd=0.1 if index % 3 else float(nearly), pixel_p50=0.5 + 1e-16 * (index % 2))
+            for index, row in enumerate(rows(count, seed))
+        ]
+        for count, seed in ((300, 1), (100, 2))
+    ]
+    files = [write(tmp_path / f"{name}.jsonl", side) for name, side in zip(("before", "now"), sides, strict=True)]
+    found = draw_page(files[0], files[1], tmp_path / "page.html")
+    assert {"pixel_sd": "the same everywhere: 0.1", "pixel_p50": "the same everywhere: 0.5"}.items() <= dict(
+        found.left_out
+    ).items()
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_a_page_with_a_number_that_is_the_same_in_the_latest_studies_only(baseline: Path, tmp_path: Path) -> None:
+    same = [
+        replace(row, pixel_sd=0.1 if index % 2 else float(np.nextafter(0.1, 1.0)))
+        for index, row in enumerate(rows(100, 2))
+    ]
+    found = draw_page(baseline, write(tmp_path / "now.jsonl", same), tmp_path / "page.html")
+    assert "pixel_sd" in found.numbers
 
 
 def test_what_takes_too_long_is_ended_and_leaves_no_page(baseline: Path, tmp_path: Path) -> None:

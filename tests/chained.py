@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,11 @@ def wait_for(what: str, check: Any, log: Path | None = None) -> Any:
     pytest.fail(f"waited in vain for {what}; {log.read_text(errors='replace')[-2000:] if log else ''}")
 
 
-def write_prometheus(folder: Path, exporter: int, alertmanager: int, *, own_paths: bool = True) -> Path:
-    """Our rules, but for how long they wait; our example, but for its ports and intervals."""
+def write_prometheus(folder: Path, exporter: int | Mapping[str, int], alertmanager: int) -> Path:
+    """Our rules, but for how long they wait; our example, but for its ports and intervals.
+
+    ``exporter`` has a path for each job, or is a port for each job, where what the job is for answers itself.
+    """
     for file in RULES:
         rules = yaml.safe_load(file.read_text(encoding="utf-8"))
         for group in rules["groups"]:
@@ -60,8 +63,9 @@ def write_prometheus(folder: Path, exporter: int, alertmanager: int, *, own_path
     example["rule_files"] = [str(folder / file.name) for file in RULES]
     example["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alertmanager}"]
     for job in example["scrape_configs"]:
-        job["static_configs"][0]["targets"] = [f"127.0.0.1:{exporter}"]
-        if own_paths:
+        port = exporter if isinstance(exporter, int) else exporter[job["job_name"]]
+        job["static_configs"][0]["targets"] = [f"127.0.0.1:{port}"]
+        if isinstance(exporter, int):
             job["metrics_path"] = f"/{job['job_name']}"
     (folder / "prometheus.yml").write_text(yaml.safe_dump(example))
     return folder / "prometheus.yml"

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from stepwatch.errors import WatchError
 from stepwatch.snapshot import (
-    draw_page,
     drifted,
     level_distance,
     limit_of,
@@ -147,11 +146,11 @@ def test_a_column_of_rounding_errors_is_the_same_everywhere_and_does_not_stop_th
         for count, seed in ((300, 1), (100, 2))
     ]
     files = [write(tmp_path / f"{name}.jsonl", side) for name, side in zip(("before", "now"), sides, strict=True)]
-    found = draw_page(files[0], files[1], tmp_path / "page.html")
-    assert {"pixel_sd": "the same everywhere: 0.1", "pixel_p50": "the same everywhere: 0.5"}.items() <= dict(
-        found.left_out
-    ).items()
-    assert (tmp_path / "page.html").is_file()
+    done = command(files[0], files[1], tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<li>pixel_sd: the same everywhere: 0.1</li>" in page
+    assert "<li>pixel_p50: the same everywhere: 0.5</li>" in page
 
 
 def test_a_page_with_a_number_that_is_the_same_in_the_latest_studies_only(baseline: Path, tmp_path: Path) -> None:
@@ -159,8 +158,9 @@ def test_a_page_with_a_number_that_is_the_same_in_the_latest_studies_only(baseli
         replace(row, pixel_sd=0.1 if index % 2 else float(np.nextafter(0.1, 1.0)))
         for index, row in enumerate(rows(100, 2))
     ]
-    found = draw_page(baseline, write(tmp_path / "now.jsonl", same), tmp_path / "page.html")
-    assert "pixel_sd" in found.numbers
+    done = command(baseline, write(tmp_path / "now.jsonl", same), tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "<li>pixel_sd: distance" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_what_takes_too_long_is_ended_and_leaves_no_page(baseline: Path, tmp_path: Path) -> None:

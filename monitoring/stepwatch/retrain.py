@@ -151,9 +151,10 @@ def alone(settings: Settings, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / f"{Path(name).name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WatchError(f"{name}: is being run or validated by another process; wait for it") from None
         yield
-    except BlockingIOError:
-        raise WatchError(f"{name}: is being run or validated by another process; wait for it") from None
     finally:
         os.close(handle)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from stepwedge import __version__
 from stepwedge.commands import constancy, package, policy, reload, simulate, study
+from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import StepwedgeError
-from stepwedge.settings import CONFIG_VARIABLE, Settings, load_settings, reference
+from stepwedge.settings import load_settings, reference
 
 # Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
 FAILED, UNUSABLE = 1, 2
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("work", _work, "run a worker alone"),
         ("infer", _infer, "run the inference server alone"),
     ):
-        _add_config(command(name, run, help_text))
+        add_config(command(name, run, help_text))
 
     predict = command(
         "predict",
@@ -75,17 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
     status = command("status", _status, "show studies, units of work, deliveries and quarantine")
-    _add_config(status)
+    add_config(status)
     status.add_argument("--json", action="store_true", help="one JSON object")
 
     retry = command("retry", _retry, "put failed units of work back into the queue")
-    _add_config(retry)
+    add_config(retry)
     retry.add_argument("units", nargs="*", metavar="UNIT", help="units as `stepwedge status` names them")
     retry.add_argument("--all", action="store_true", help="every failed unit")
 
     index = command("index", _rebuild, "rebuild the database from the spool and the results")
     index.add_argument("action", choices=["rebuild"])
-    _add_config(index)
+    add_config(index)
 
     settings = command("settings", _settings, "print the reference of all settings, or check a settings file")
     settings.add_argument("--check", type=Path, metavar="FILE", help="check this file, with the environment")
@@ -102,26 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings file (or ${CONFIG_VARIABLE})")
-
-
-def _configured(options: argparse.Namespace, role: str) -> Settings:
-    """The settings, with the log of this process set up by them."""
-    from stepwedge import logs
-
-    # What is written belongs to the operator alone: it holds patient data.
-    os.umask(0o077)
-    if options.config is not None:
-        # The roles that we start, and BentoML's processes, read the same file.
-        os.environ[CONFIG_VARIABLE] = str(options.config.resolve())
-    settings = load_settings()
-    logs.configure(settings.log, role)
-    return settings
-
-
 def _serve(options: argparse.Namespace) -> int:
-    settings = _configured(options, "serve")
+    settings = configured(options, "serve")
     from stepwedge import rundir
 
     rundir.hold(settings.data_dir)
@@ -133,21 +116,21 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _listen(options: argparse.Namespace) -> int:
-    settings = _configured(options, "listen")
+    settings = configured(options, "listen")
     from stepwedge.roles import listen
 
     return listen(settings)
 
 
 def _work(options: argparse.Namespace) -> int:
-    settings = _configured(options, "work")
+    settings = configured(options, "work")
     from stepwedge.roles import work
 
     return work(settings)
 
 
 def _infer(options: argparse.Namespace) -> int:
-    settings = _configured(options, "infer")
+    settings = configured(options, "infer")
     from stepwedge.inference.server import serve
 
     return serve(settings)
@@ -179,7 +162,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    settings = _configured(options, "status")
+    settings = configured(options, "status")
     from stepwedge.status import describe, snapshot
 
     state = snapshot(settings)
@@ -188,7 +171,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    settings = _configured(options, "retry")
+    settings = configured(options, "retry")
     from stepwedge.roles import retry_units
 
     retried = retry_units(settings, options.units, every=options.all)
@@ -197,7 +180,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _rebuild(options: argparse.Namespace) -> int:
-    settings = _configured(options, "index")
+    settings = configured(options, "index")
     from stepwedge.rebuild import rebuild_index
 
     print(rebuild_index(settings), flush=True)  # noqa: T201

@@ -22,18 +22,29 @@ STALE_SECONDS = 20.0
 _INTERVAL_SECONDS = 1.0
 
 
-def hold(data_dir: Path) -> None:
-    """Keep a second service away from the same data, until this process ends.
+def take(file: Path) -> int:
+    """Lock a file for this process alone, until the handle that this returns is closed or the process ends.
 
-    Raises StepwedgeError if another one holds it.
+    Raises BlockingIOError if another process holds it.
     """
-    file = data_dir / "run" / "serve.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
+        raise
+    return handle
+
+
+def hold(data_dir: Path) -> None:
+    """Keep a second service away from the same data, until this process ends.
+
+    Raises StepwedgeError if another one holds it.
+    """
+    try:
+        handle = take(data_dir / "run" / "serve.lock")
+    except BlockingIOError:
         raise StepwedgeError(f"{data_dir}: another stepwedge serve is using this data folder; stop it first") from None
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())

@@ -117,6 +117,18 @@ def test_studies_that_do_not_end_in_time_make_a_run_incomplete_and_are_cleared_b
         assert not [unit for unit in store.units() if unit.ended_at is None]
 
 
+def test_a_package_that_the_service_has_not_loaded_is_said_and_nothing_is_left(
+    service: Service, tmp_path: Path
+) -> None:
+    _steepen(tmp_path / "package", 1.02)
+    found = _command(service)
+    assert found.returncode == 2
+    assert "`stepwedge reload` makes it load them" in found.stderr
+    with service.store() as store:
+        assert not store.studies()
+    assert not list((service.settings.data_dir / "constancy" / "studies").iterdir())
+
+
 def test_a_service_that_does_not_run_is_said(service: Service) -> None:
     service.stop()
     for role in ("listen", "work"):

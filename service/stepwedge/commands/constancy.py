@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import PackageError, StepwedgeError
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ exit status: 0 constant; 1 moved, or not all studies came to an end; 2 cannot be
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    from stepwedge.settings import CONFIG_VARIABLE
-
     parser = commands.add_parser(
         "constancy",
         help="send the reference set through the running service and compare with the day of acceptance",
@@ -42,7 +39,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings file (or ${CONFIG_VARIABLE})")
+    add_config(parser)
     parser.add_argument("--model", metavar="NAME", help="only this model (default: all that have a reference set)")
     parser.add_argument("--json", action="store_true", help="one JSON object a model")
     parser.add_argument("--quiet", action="store_true", help="print nothing: the log and the monitor tell")
@@ -55,22 +52,16 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from stepwedge import logs
     from stepwedge.constancy.accepted import CONSTANCY, read_reference
     from stepwedge.constancy.expose import expose
     from stepwedge.identity import load_site
     from stepwedge.manifest import load_package
     from stepwedge.policy import load_policy
     from stepwedge.rundir import is_beating
-    from stepwedge.settings import CONFIG_VARIABLE, load_settings
     from stepwedge.signing import load_trust
     from stepwedge.store import Store
 
-    os.umask(0o077)
-    if options.config is not None:
-        os.environ[CONFIG_VARIABLE] = str(options.config.resolve())
-    settings = load_settings()
-    logs.configure(settings.log, "constancy")
+    settings = configured(options, "constancy")
     for role in ("listen", "work"):
         if not is_beating(settings.data_dir, role):
             raise StepwedgeError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import StepwedgeError
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ it does not, and the message says with which it does; 2 cannot be done, and noth
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    from stepwedge.settings import CONFIG_VARIABLE
-
     parser = commands.add_parser(
         "reload",
         help="make a running service load its packages and policies again",
@@ -47,7 +46,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings file (or ${CONFIG_VARIABLE})")
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
         "--allow-demonstration",
@@ -61,14 +60,9 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from stepwedge import logs, rundir
-    from stepwedge.settings import CONFIG_VARIABLE, load_settings
+    from stepwedge import rundir
 
-    os.umask(0o077)
-    if options.config is not None:
-        os.environ[CONFIG_VARIABLE] = str(options.config.resolve())
-    settings = load_settings()
-    logs.configure(settings.log, "reload")
+    settings = configured(options, "reload")
     running = rundir.holder(settings.data_dir)
     if running is None and not options.check:
         raise StepwedgeError(

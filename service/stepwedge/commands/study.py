@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import StepwedgeError
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ What is printed identifies patients to whoever has the archive: it belongs in no
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    from stepwedge.settings import CONFIG_VARIABLE
-
     parser = commands.add_parser(
         "study",
         help="look up a study by its UID or by the node's name of it",
@@ -50,19 +47,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--reader", action="store_true", help="names of verifying observers, to the codes that labels have"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings file (or ${CONFIG_VARIABLE})")
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _run(options: argparse.Namespace) -> int:
-    from stepwedge import logs
-    from stepwedge.settings import CONFIG_VARIABLE, load_settings
 
-    os.umask(0o077)
-    if options.config is not None:
-        os.environ[CONFIG_VARIABLE] = str(options.config.resolve())
-    settings = load_settings()
-    logs.configure(settings.log, "study")
+    settings = configured(options, "study")
     names = list(_named(options.names))
     found = readers(settings, names) if options.reader else look_up(settings, names)
     status = 0

@@ -57,7 +57,7 @@ def compare(accepted: Answer, now: Answer, package: Package, prevalences: Mappin
     """
     found = {
         "decode": _prints(accepted, now, "decoded", _DECODE_TOLERANCE),
-        "gate": CHANGED if _gate(accepted) != _gate(now) else 0.0,
+        "gate": CHANGED if gate_said(accepted) != gate_said(now) else 0.0,
         "preprocessing": _prints(accepted, now, "input.", _PREPROCESSING_TOLERANCE),
     }
     tolerance = package.manifest.golden_tolerance
@@ -82,8 +82,8 @@ def compare_decided(accepted: Mapping[str, Decided], now: Mapping[str, Decided])
             if (before is None) != (after is None):
                 return CHANGED
             if before is not None and after is not None:
-                largest = max(largest, abs(after - before) / _THRESHOLD_TOLERANCE)
-    return min(largest, CHANGED)
+                largest = max(largest, _over(after - before, _THRESHOLD_TOLERANCE))
+    return largest
 
 
 def first_moved(differences: Mapping[str, float]) -> str:
@@ -95,7 +95,8 @@ def _values(decided: Decided) -> tuple[float | None, ...]:
     return decided.prevalence, decided.clear_below, decided.act_from
 
 
-def _gate(answer: Answer) -> tuple[object, ...]:
+def gate_said(answer: Answer) -> tuple[str, str, tuple[str, ...], str]:
+    """What gate and tamper check made of a study."""
     return answer.state, answer.gate, tuple(sorted(answer.gate_reasons)), answer.tamper
 
 

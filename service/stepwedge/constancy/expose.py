@@ -8,7 +8,6 @@ never observed, delivered or counted. When the run has ended, nothing is left of
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -26,10 +25,10 @@ import pydicom
 import structlog
 from pydicom.uid import generate_uid
 
-from stepwedge import reference
+from stepwedge import reference, rundir
 from stepwedge.analysis import Published, read_published, results_dir
 from stepwedge.constancy.accepted import Answer, ReferenceCase, answer_of
-from stepwedge.constancy.compare import CHANGED, STAGES, Decided, compare, compare_decided, first_moved
+from stepwedge.constancy.compare import CHANGED, STAGES, Decided, compare, compare_decided, first_moved, gate_said
 from stepwedge.constancy.site_answers import SiteAnswers, is_of_today, read_site_answers, write_site_answers
 from stepwedge.dicom.deliver import send
 from stepwedge.errors import StepwedgeError
@@ -82,15 +81,15 @@ def expose(
         If another run is going on, or the node takes no studies.
     """
     with _alone(settings.data_dir):
-        _clear_earlier(settings, store)
+        _clear_ended(settings, store)
         run = uuid4().hex
-        studies = _send(settings, package, cases, site, run)
-        ended = _wait(settings, store, studies, package)
-        row, differences = _judge(settings, package, policy, cases, ended, run, accept)
-        store.add_constancy(row.run, row.to_json())
-        for study in studies:
-            if study.case in ended:
-                _clear(settings, store, study)
+        try:
+            studies = _send(settings, package, cases, site, run)
+            ended = _wait(settings, store, studies, package)
+            row, differences = _judge(settings, package, policy, cases, ended, run, accept)
+            store.add_constancy(row.run, row.to_json())
+        finally:
+            _clear_ended(settings, store)
     say = log.info if row.verdict == "constant" else log.error
     say(
         "constancy_run",
@@ -108,14 +107,12 @@ def expose(
 @contextlib.contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
     """One run at a time, of all models together."""
-    file = reference.folder(data_dir) / "run.lock"
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        handle = rundir.take(reference.folder(data_dir) / "run.lock")
     except BlockingIOError:
         raise StepwedgeError(f"{data_dir}: another constancy run is going on; wait for it to end") from None
+    try:
+        yield
     finally:
         os.close(handle)
 
@@ -194,7 +191,7 @@ def _judge(
         time=now,
         run=run,
         decided=_decided(ended.values()),
-        gates={case: _gate(answer) for case, answer in answers.items()},
+        gates={case: gate_said(answer) for case, answer in answers.items()},
     )
     accepted = None if accept else read_site_answers(settings.data_dir, model)
     held = accepted
@@ -255,7 +252,7 @@ def _difference(
     stages = compare(case.answer, answer, package, prevalences)
     if index in site_gates:
         # The gate in use was fitted by the site, so what the package's own gate said is not to be expected of it.
-        stages["gate"] = CHANGED if _gate(answer) != tuple(site_gates[index]) else 0.0
+        stages["gate"] = CHANGED if gate_said(answer) != tuple(site_gates[index]) else 0.0
         if answer.state == "rejected" or case.answer.state == "rejected":
             stages = {stage: stages[stage] for stage in ("decode", "gate")}
     elif stages["gate"] and "rejected" in {answer.state, case.answer.state}:
@@ -269,10 +266,6 @@ def _difference(
 def _answer(published: Published) -> Answer:
     image = published.result.images[0]
     return answer_of(image, {finding.name: finding.probability for finding in image.findings})
-
-
-def _gate(answer: Answer) -> tuple[str, str, tuple[str, ...], str]:
-    return answer.state, answer.gate, tuple(sorted(answer.gate_reasons)), answer.tamper
 
 
 def _decided(results: Iterable[Published | None]) -> dict[str, Decided]:
@@ -295,8 +288,8 @@ def _versions() -> dict[str, str]:
 # --- Leaving nothing behind ---------------------------------------------------------------------------------------
 
 
-def _clear_earlier(settings: Settings, store: Store) -> None:
-    """Clear what a run that was cut short has left, as soon as it has ended."""
+def _clear_ended(settings: Settings, store: Store) -> None:
+    """Clear every study that has ended, of this run or of one that was cut short."""
     for study in reference.all_registered(settings.data_dir):
         units = store.units(study=study.study)
         waiting = not units or any(unit.state not in _ENDED for unit in units)

@@ -79,3 +79,8 @@ def test_thresholds_and_prevalences_are_held_against_the_accepted_ones() -> None
     for change in ({"prevalence": 0.2}, {"clear_below": 0.031}, {"act_from": 0.69}, {"act_from": None}):
         assert compare_decided(accepted, {"ill": replace(accepted["ill"], **change)}) > 1  # type: ignore[arg-type]
     assert compare_decided(accepted, {}) == CHANGED
+
+
+def test_a_threshold_that_is_no_number_has_moved() -> None:
+    accepted = Decided(prevalence=0.1, clear_below=0.03, act_from=0.7)
+    assert compare_decided({"ill": accepted}, {"ill": replace(accepted, act_from=math.nan)}) == CHANGED

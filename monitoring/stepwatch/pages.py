@@ -1,5 +1,7 @@
 """When Evidently's page for people is drawn: on schedule, and when an alarm is raised. One at a time, elsewhere.
 
+After a promotion there is a second page on schedule, beside the baseline that was in use before.
+
 The page is drawn by a process of its own (``snapshot``); here it is only started, looked after and noted.
 """
 
@@ -15,16 +17,18 @@ from pathlib import Path
 import structlog
 
 from stepwatch import metrics
+from stepwatch.candidate import package_of, policy_of
 from stepwatch.database import Database
-from stepwatch.packages import WatchedPackage
-from stepwatch.settings import Settings
+from stepwatch.errors import WatchError
+from stepwatch.packages import WatchedPackage, read_package
+from stepwatch.settings import Model, Settings
 from stepwatch.snapshot import start_page
 from stepwatch.watch import Watch
 
 log = structlog.get_logger()
 
 FOLDER = "pages"  # in the data folder
-SCHEDULED, ALARM = "on schedule", "alarm"
+SCHEDULED, ALARM, ORIGINAL = "on schedule", "alarm", "beside the baseline before the promotion"
 _LEAST_ROWS = 50  # a page of fewer studies says nothing
 _GRACE_SECONDS = 30.0  # beyond its own time limit before it is ended from here
 
@@ -49,7 +53,7 @@ class Pages:
             log.warning("no_pages", missing="evidently", install="stepwedge[snapshot]")
         self._drawing: _Drawing | None = None
         self._alarms: dict[str, set[str]] = {}  # seen, by digest
-        self._asked: dict[str, str] = {}  # why a page is wanted, by digest
+        self._asked: dict[tuple[str, Path], str] = {}  # why a page is wanted, by digest and baseline
         self._next: dict[str, float] = {}  # when the next scheduled one is due, by digest
         self._enough: dict[str, int] = {}  # the observation before which there are too few, by digest
 
@@ -62,8 +66,9 @@ class Pages:
             self._want(watch)
         if self._drawing is None:
             for watch in watches:
-                if watch.package.digest in self._asked and self._start(watch.package):
-                    return
+                for digest, baseline in list(self._asked):
+                    if digest == watch.package.digest and self._start(watch.package, baseline):
+                        return
 
     def stop(self) -> None:
         """End a page that is being drawn."""
@@ -74,16 +79,32 @@ class Pages:
             self._drawing = None
 
     def _want(self, watch: Watch) -> None:
-        digest, now = watch.package.digest, time.monotonic()
+        package, digest, now = watch.package, watch.package.digest, time.monotonic()
         raised = {str(alarm["alarm"]) for alarm in watch.view().alarms}
         if raised - self._alarms.setdefault(digest, set()):
-            self._asked[digest] = ALARM
+            self._asked[digest, package.baseline] = ALARM
         self._alarms[digest] |= raised
         if now >= self._next.setdefault(digest, now):
             self._next[digest] = now + self._settings.every_hours * 3600
-            self._asked.setdefault(digest, SCHEDULED)
+            self._asked.setdefault((digest, package.baseline), SCHEDULED)
+            original = self._original(package)
+            if original is not None and original != package.baseline:
+                self._asked[digest, original] = ORIGINAL
 
-    def _start(self, package: WatchedPackage) -> bool:
+    def _original(self, package: WatchedPackage) -> Path | None:
+        """The baseline of the package that a promotion replaced by this one; None if none did, or it is gone."""
+        for event in reversed(self._database.request_events()):
+            body = event["body"]
+            if event["event"] == "promoting" and body.get("digest") == package.digest:
+                release = Path(str(body["from"]))
+                try:
+                    found = read_package(Model(package=package_of(release), policy=policy_of(release))).baseline
+                except WatchError:
+                    return None
+                return found if found.is_file() else None
+        return None
+
+    def _start(self, package: WatchedPackage, baseline: Path) -> bool:
         """Start the page that was asked for; while there are too few studies for one, it stays asked for."""
         last = self._database.last_observation()
         if last < self._enough.get(package.digest, 0):
@@ -93,14 +114,15 @@ class Pages:
         if len(own) < _LEAST_ROWS:
             self._enough[package.digest] = last + _LEAST_ROWS - len(own)
             return False
-        reason = self._asked.pop(package.digest)
+        reason = self._asked.pop((package.digest, baseline))
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"{package.name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.html"
+        beside = "-original" if reason == ORIGINAL else ""
+        name = f"{package.name}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}{beside}.html"
         rows = self._folder / f".{name}.rows"
         rows.write_text("".join(row.to_json() + "\n" for row in own), encoding="utf-8")
         limit = self._settings.timeout_seconds
         out = self._folder / name
-        process = start_page(package.baseline, rows, out, timeout_seconds=limit)
+        process = start_page(baseline, rows, out, timeout_seconds=limit)
         until = time.monotonic() + limit + _GRACE_SECONDS
         self._drawing = _Drawing(process=process, out=out, rows=rows, reason=reason, until=until)
         return True

@@ -32,58 +32,52 @@ def promote(database: Database, settings: Settings, name: str, key: PrivateKey) 
         service: then the link points to what it pointed to before.
     """
     with alone(settings, name), alone(settings, _LINK):
-        return _promote(database, settings, name, key)
+        request = read_request(database, settings, name)
+        link = _link(settings.retrain)
+        made = request.last("candidate")
+        if made is None:
+            raise WatchError(f"{name}: has no candidate; `stepwatch retrain run {name}` makes one")
+        release = Path(made.body["release"])
+        require_unchanged(made.body, settings.retrain)
+        if request.state != "promoting":
+            before = link.resolve()
+            if policy_of(before) is not None and policy_of(release) is None:
+                raise WatchError(
+                    f"{release}: brings no policy.yaml, as the package in use does; have one approved for it"
+                )
+            body = {"from": str(before), "to": str(release), "digest": made.body["digest"]}
+            request = note(database, settings, name, "promoting", body, key=key)
+        intent = request.last("promoting")
+        assert intent is not None  # the state says so
+        point(link, release)
+        try:
+            reload(settings.retrain)
+        except WatchError as error:
+            point(link, Path(intent.body["from"]))
+            reason = f"the service did not take it, and goes on with the package before: {error}"
+            note(database, settings, name, "validated", {"because": reason})
+            raise WatchError(reason) from None
+        return note(database, settings, name, "promoted", {"digest": made.body["digest"]}, key=key)
 
 
 def roll_back(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
     """Make the service answer with the package that was there before a request's candidate. Raises WatchError."""
     with alone(settings, name), alone(settings, _LINK):
-        return _roll_back(database, settings, name, key)
-
-
-def _promote(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
-    request = read_request(database, settings, name)
-    link = _link(settings.retrain)
-    made = request.last("candidate")
-    if made is None:
-        raise WatchError(f"{name}: has no candidate; `stepwatch retrain run {name}` makes one")
-    release = Path(made.body["release"])
-    require_unchanged(made.body, settings.retrain)
-    if request.state != "promoting":
-        before = link.resolve()
-        if policy_of(before) is not None and policy_of(release) is None:
-            raise WatchError(f"{release}: brings no policy.yaml, as the package in use does; have one approved for it")
-        body = {"from": str(before), "to": str(release), "digest": made.body["digest"]}
-        request = note(database, settings, name, "promoting", body, key=key)
-    intent = request.last("promoting")
-    assert intent is not None  # the state says so
-    point(link, release)
-    try:
+        request = read_request(database, settings, name)
+        link = _link(settings.retrain)
+        intent = request.last("promoting")
+        if intent is None:
+            raise WatchError(f"{name}: was never promoted: there is nothing to take back")
+        before, now = Path(intent.body["from"]), link.resolve()
+        if now not in (before, Path(intent.body["to"]).resolve()):
+            raise WatchError(f"{link} points to {now}, which another request put there; roll that one back first")
+        # Whole, and no more than that: it was live, and whose signatures count may have changed since.
+        verify(package_of(before))
+        if request.state != "rolling_back":
+            note(database, settings, name, "rolling_back", {"to": str(before)}, key=key)
+        point(link, before)
         reload(settings.retrain)
-    except WatchError as error:
-        point(link, Path(intent.body["from"]))
-        reason = f"the service did not take it, and goes on with the package before: {error}"
-        note(database, settings, name, "validated", {"because": reason})
-        raise WatchError(reason) from None
-    return note(database, settings, name, "promoted", {"digest": made.body["digest"]}, key=key)
-
-
-def _roll_back(database: Database, settings: Settings, name: str, key: PrivateKey) -> Request:
-    request = read_request(database, settings, name)
-    link = _link(settings.retrain)
-    intent = request.last("promoting")
-    if intent is None:
-        raise WatchError(f"{name}: was never promoted: there is nothing to take back")
-    before, now = Path(intent.body["from"]), link.resolve()
-    if now not in (before, Path(intent.body["to"]).resolve()):
-        raise WatchError(f"{link} points to {now}, which another request put there; roll that one back first")
-    # Whole, and no more than that: it was live, and whose signatures count may have changed since.
-    verify(package_of(before))
-    if request.state != "rolling_back":
-        note(database, settings, name, "rolling_back", {"to": str(before)}, key=key)
-    point(link, before)
-    reload(settings.retrain)
-    return note(database, settings, name, "rolled_back", {"to": str(before)}, key=key)
+        return note(database, settings, name, "rolled_back", {"to": str(before)}, key=key)
 
 
 def point(link: Path, folder: Path) -> None:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packages import write_package
 from stepwatch import metrics, pages
-from stepwatch.pages import ALARM, SCHEDULED, Pages
+from stepwatch.pages import ALARM, ORIGINAL, SCHEDULED, Pages
 from stepwatch.settings import Settings, Snapshot
 
 ROW = SimpleNamespace(model_digest="d", to_json=lambda: "{}")
@@ -21,6 +22,7 @@ class KeptPages:
 
     def __init__(self, rows: int) -> None:
         self.rows, self.read, self.noted = rows, 0, []
+        self.events: list[dict[str, Any]] = []
 
     def last_observation(self) -> int:
         return self.rows
@@ -28,6 +30,9 @@ class KeptPages:
     def observations(self, after: int, limit: int) -> list[tuple[int, Any]]:
         self.read += 1
         return [(i, ROW) for i in range(after + 1, min(self.rows, after + limit) + 1)]
+
+    def request_events(self) -> list[dict[str, Any]]:
+        return self.events
 
     def add_page(self, path: str, reason: str) -> int:
         self.noted.append((path, reason))
@@ -57,6 +62,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(pages, "start_page", start)
     return told
+
+
+def write_baselined(folder: Path) -> Path:
+    """A package's folder, as far as the monitor reads it."""
+    write_package(folder)
+    (folder / "baseline.parquet").touch()
+    return folder
 
 
 def keeper(folder: Path, rows: int, keep: int = 5) -> tuple[Pages, KeptPages]:
@@ -131,3 +143,39 @@ def test_a_page_under_way_ends_with_the_sidecar(tmp_path: Path, monkeypatch: pyt
     found.look([WatchedModel()])  # type: ignore[list-item]
     found.stop()
     assert sleeping.poll() is not None
+
+
+def test_after_a_promotion_there_is_a_page_beside_the_baseline_before_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = write_baselined(tmp_path / "releases" / "1.0.0" / "package")
+    asked = []
+
+    def start(baseline: Path, _rows: Path, out: Path, *, timeout_seconds: float) -> subprocess.Popen[bytes]:
+        asked.append(baseline)
+        return subprocess.Popen([sys.executable, "-c", f"import pathlib; pathlib.Path({str(out)!r}).touch()"])
+
+    monkeypatch.setattr(pages, "start_page", start)
+    found, kept = keeper(tmp_path / "data", 200)
+    kept.events = [
+        {"event": "promoting", "body": {"digest": "other", "from": str(tmp_path / "nowhere")}},
+        {"event": "promoting", "body": {"digest": "d", "from": str(before.parent)}},
+        {"event": "promoted", "body": {"digest": "d"}},
+    ]
+    watch = WatchedModel()
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    finish(found, watch)
+    assert asked == [Path("baseline.parquet"), before / "baseline.parquet"]
+    assert [reason for _, reason in kept.noted] == [SCHEDULED, ORIGINAL]
+    assert len({name for name, _ in kept.noted}) == 2
+
+
+def test_a_package_that_was_replaced_and_is_gone_makes_no_page(tmp_path: Path, drawn: dict[str, int]) -> None:
+    found, kept = keeper(tmp_path, 200)
+    kept.events = [{"event": "promoting", "body": {"digest": "d", "from": str(tmp_path / "gone")}}]
+    watch = WatchedModel()
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert found._drawing is None
+    assert [reason for _, reason in kept.noted] == [SCHEDULED]

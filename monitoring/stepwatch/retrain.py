@@ -28,7 +28,7 @@ from stepwatch.errors import WatchError
 from stepwatch.requests import LOCKED_SET_USED, Request, folder_of, note, read_request
 from stepwatch.settings import Settings
 from stepwatch.signatures import PrivateKey
-from stepwatch.validation import compare, decide_cases
+from stepwatch.validation import compare, decide_cases, locked_cases
 
 
 def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | None = None) -> Request:
@@ -128,6 +128,7 @@ def validate(database: Database, settings: Settings, name: str, *, key: PrivateK
         champion, challenger = settings.retrain.live_link.resolve(), Path(made.body["release"])
         require_unchanged(made.body, settings.retrain)
         policy = next((m.policy for m in settings.models if m.policy and name_in(m.package) == made.body["name"]), None)
+        locked_cases(settings.retrain)
         # Noted before it is used: a use that is cut off counts.
         body = {"champion": str(champion), "digest": made.body["digest"]}
         note(database, settings, name, LOCKED_SET_USED, body, key=key)

@@ -53,6 +53,13 @@ class Outcome:
         return {"because": self.because, "compared": [asdict(each) for each in self.compared]}
 
 
+def locked_cases(settings: Retrain) -> tuple[Path, Path]:
+    """The locked cases and their labels. Raises WatchError if the settings name none."""
+    if settings.locked_data is None or settings.locked_labels is None:
+        raise WatchError("retrain.locked_data and retrain.locked_labels name no locked cases: nothing to compare on")
+    return settings.locked_data, settings.locked_labels
+
+
 def decide_cases(release: Path, policy: Path | None, settings: Retrain, out: Path) -> list[dict[str, Any]]:
     """What a package decides for each locked case, by ``stepwedge package evaluate``.
 
@@ -61,14 +68,13 @@ def decide_cases(release: Path, policy: Path | None, settings: Retrain, out: Pat
     WatchError
         If there are no locked cases or no policy, or they cannot be answered for; nothing is said of the package then.
     """
-    if settings.locked_data is None or settings.locked_labels is None:
-        raise WatchError("retrain.locked_data and retrain.locked_labels name no locked cases: nothing to compare on")
+    data, labels = locked_cases(settings)
     policy = policy_of(release) or policy
     if policy is None:
         raise WatchError(f"{release}: no policy.yaml beside the package and none in the settings: costs are not known")
     command = [
         sys.executable, "-m", "stepwedge", "package", "evaluate", str(package_of(release)), "--json",
-        "--data", str(settings.locked_data), "--labels", str(settings.locked_labels),
+        "--data", str(data), "--labels", str(labels),
         "--policy", str(policy), "--cases", str(out), "--device", "cpu",
     ]  # fmt: skip
     try:

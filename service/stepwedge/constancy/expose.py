@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -46,6 +47,8 @@ log = structlog.get_logger()
 _POLL_SECONDS = 0.25
 _ENDED = frozenset({State.REPORTED, State.DEFERRED, State.REJECTED, State.FAILED, State.SUPERSEDED})
 _ABANDONED_SECONDS = 24 * 3600.0  # after which a study that has not ended is dropped all the same
+_NVIDIA = Path("/proc/driver/nvidia/version")
+_DRIVER = re.compile(r"\b\d+\.\d+(\.\d+)*\b")
 _LIBRARIES = ("stepwedge", "numpy", "pydicom", "onnxruntime", "onnxruntime-gpu", "pillow", "highdicom")
 
 
@@ -279,6 +282,10 @@ def _decided(results: Iterable[Published | None]) -> dict[str, Decided]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
+    with contextlib.suppress(OSError):
+        # Of this machine. The first line names the kernel module with its version.
+        said = _DRIVER.search(_NVIDIA.read_text(encoding="utf-8", errors="replace"))
+        found["nvidia-driver"] = said.group() if said else "unknown"
     for name in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

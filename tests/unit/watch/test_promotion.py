@@ -247,5 +247,5 @@ def test_validation_says_what_it_lacks(loop: Loop) -> None:
     retrain.take(loop.database, loop.settings, loop.request, loop.folder / "two", key=loop.key)
     with pytest.raises(WatchError, match="no locked cases"):
         retrain.validate(loop.database, loop.settings, loop.request, key=loop.key)
-    assert read_request(loop.database, loop.settings, loop.request).locked_set_uses == 1
+    assert read_request(loop.database, loop.settings, loop.request).locked_set_uses == 0
     assert loop.state == "candidate"

@@ -31,6 +31,13 @@ TURNAROUND_SECONDS = Histogram(
     ["destination"],
     buckets=(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400),
 )
+# The buckets hold the targets of the service level objectives in monitoring/prometheus/rules/slo.yaml.
+STUDY_END_SECONDS = Histogram(
+    "stepwedge_study_end_seconds",
+    "From the last instance of a complete study to the end of its work, by priority (urgent, routine, unknown).",
+    ["priority", "state"],
+    buckets=(10, 30, 60, 120, 300, 600, 900, 1800, 3600, 14400, 86400),
+)
 DELIVERIES = Counter("stepwedge_deliveries", "Attempts to deliver a result.", ["destination", "outcome"])
 RELOADS = Counter("stepwedge_reloads", "Times that packages were to be loaded again, by outcome.", ["outcome"])
 ROLE_RESTARTS = Counter("stepwedge_role_restarts", "Roles that ended by themselves and were started again.", ["role"])

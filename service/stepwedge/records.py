@@ -48,6 +48,8 @@ class Decision(StrEnum):
     INCONCLUSIVE = "inconclusive"  # never decided: the package has too little evidence on this finding
 
 
+# Requested Procedure Priority (0040,1003) that goes ahead of the others (PS3.4 section F.7.2).
+URGENT = frozenset({"STAT", "HIGH"})
 # What a coded attribute of a header reads as whose value is no term that is known.
 OTHER_TERM = "OTHER"
 

@@ -18,8 +18,15 @@ class Engine(Protocol):
     @property
     def model(self) -> ModelReference: ...
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], *, urgent: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         """Outputs by name, and the ONNX Runtime execution provider that gave them.
+
+        Parameters
+        ----------
+        urgent
+            Go ahead of other requests, where requests wait.
 
         Raises
         ------

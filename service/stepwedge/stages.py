@@ -23,6 +23,7 @@ from stepwedge.inference.preprocess import normalised, presented, resized, to_pl
 from stepwedge.manifest import Package
 from stepwedge.policy import Policy
 from stepwedge.records import (
+    URGENT,
     Decision,
     Finding,
     FloatArray,
@@ -133,7 +134,7 @@ def infer(case: Case, equipment: Equipment) -> Case:
     """The model's scores and embedding. Raises InferenceUnavailableError if no server answers."""
     output = equipment.package.manifest.output
     try:
-        outputs, provider = equipment.engine.run(case.inputs)
+        outputs, provider = equipment.engine.run(case.inputs, urgent=case.header.priority in URGENT)
     except InferenceRefusedError as error:
         return replace(case, failure=Reason(code="inference_refused", detail=str(error)))
     case = replace(case, provider=provider)

@@ -20,7 +20,7 @@ from stepwedge.errors import InferenceUnavailableError, StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.observation import Observation
 from stepwedge.pipeline import Equipment
-from stepwedge.records import State
+from stepwedge.records import URGENT, State, UnitResult
 from stepwedge.seams import ResultSink
 from stepwedge.settings import Destination, Settings
 from stepwedge.store import Store, Unit, unit_id
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 UNAVAILABLE = "unavailable"  # the inference server does not answer
 WAITING = "waiting"  # an earlier revision is being analysed
 PENDING, DELIVERED, WITHHELD = "pending", "delivered", "withheld"
+_UNKNOWN_PRIORITY = "unknown"  # of a study that failed before its header was read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def _analyse(bench: Bench, unit: Unit) -> str:
     if published is not None:
         return _finish(bench, published)
     _observe(bench, unit, _failed_key(unit), observation)
-    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons))
+    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons), _priority(result))
 
 
 def _finish(bench: Bench, published: Published) -> str:
@@ -157,7 +158,7 @@ def _finish(bench: Bench, published: Published) -> str:
         for stage, value in json.loads(published.observation)["ms"].items():
             metrics.STAGE_SECONDS.labels(stage).observe(value / 1000.0)
     plan_deliveries(bench.settings, bench.store, published)
-    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons))
+    return _end(bench, unit, result.state, tuple(reason.code for reason in result.reasons), _priority(result))
 
 
 def _replaced(bench: Bench, unit: Unit) -> str:
@@ -269,7 +270,14 @@ def _failed_key(unit: Unit) -> str:
     return f"{unit.unit}!{unit.tries}"
 
 
-def _end(bench: Bench, unit: Unit, state: State, reasons: tuple[str, ...]) -> str:
+def _priority(result: UnitResult) -> str:
+    """The priority that a study was asked for with, as the metrics name it."""
+    if not result.images:
+        return _UNKNOWN_PRIORITY
+    return "urgent" if any(image.header.priority in URGENT for image in result.images) else "routine"
+
+
+def _end(bench: Bench, unit: Unit, state: State, reasons: tuple[str, ...], priority: str = _UNKNOWN_PRIORITY) -> str:
     before = bench.store.unit(unit.unit)
     bench.store.set_unit(unit.unit, state, reasons, at=time.time())
     if reference.is_reference(bench.settings.data_dir, unit.study):
@@ -278,5 +286,8 @@ def _end(bench: Bench, unit: Unit, state: State, reasons: tuple[str, ...]) -> st
         metrics.UNITS.labels(unit.model_name, str(state)).inc()
         for reason in reasons:
             metrics.REASONS.labels(unit.model_name, reason).inc()
+        if state is not State.SUPERSEDED:  # what takes its place is counted instead
+            taken = max(0.0, time.time() - unit.last_instance_at)
+            metrics.STUDY_END_SECONDS.labels(priority, str(state)).observe(taken)
         log.info("unit_ended", unit=unit.unit, model=unit.model_name, state=str(state), reasons=list(reasons))
     return str(state)

@@ -117,7 +117,9 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], *, urgent: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         raise self._error
 
 

@@ -146,7 +146,9 @@ class Counted:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run(self, inputs: Mapping[str, FloatArray]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def run(
+        self, inputs: Mapping[str, FloatArray], *, urgent: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         self.batches.append(len(next(iter(inputs.values()))))
         bright = sum(
             values[:, :, int(values.shape[2] * 0.3), int(values.shape[3] * 0.8)].mean(axis=1)

@@ -71,7 +71,9 @@ class OtherEngine:
         self.runs = 0
         self._answer = answer
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], *, urgent: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         self.runs += 1
         return self._answer(), "TestProvider"
 

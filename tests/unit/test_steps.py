@@ -13,6 +13,7 @@ import structlog
 from instances import write_file
 from numpy.typing import NDArray
 from packages import write_package, write_policy
+from prometheus_client import REGISTRY
 from radiographs import BRIGHT, DARK, radiograph
 from stepwedge import steps
 from stepwedge.analysis import delivered_at, read_published, results_dir, write_receipt
@@ -53,8 +54,12 @@ class Failing:
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+        self.urgent: bool | None = None
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]], *, urgent: bool = False
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
+        self.urgent = urgent
         raise self._error
 
 
@@ -80,10 +85,12 @@ class Department:
         )
         self.digest = equipment.package.digest
 
-    def queue(self, number: int = 1, *, brightness: float = BRIGHT) -> str:
+    def queue(self, number: int = 1, *, brightness: float = BRIGHT, priority: str = "") -> str:
         """A revision of the study in the spool and in the queue; its unit."""
         path = f"spool/studies/cd/{STUDY}/{1:032x}.{number:016x}.dcm"
-        write_file(radiograph(brightness, study=STUDY_UID), self.bench.settings.data_dir / path)
+        image = radiograph(brightness, study=STUDY_UID)
+        image.RequestedProcedurePriority = priority
+        write_file(image, self.bench.settings.data_dir / path)
         study = Study(
             study=STUDY, study_uid=STUDY_UID, first_instance_at=1.0, last_instance_at=1.0, revision=number, open=False
         )
@@ -153,6 +160,41 @@ def department(tmp_path: Path, equipment: Equipment) -> Iterator[Department]:
     made = Department(tmp_path / "data", equipment)
     yield made
     made.store.close()
+
+
+def ended_so(priority: str, state: str) -> float:
+    """How many studies the metric says have ended so, in whatever time."""
+    labels = {"priority": priority, "state": state}
+    return REGISTRY.get_sample_value("stepwedge_study_end_seconds_count", labels) or 0.0
+
+
+class TestTheTimeToTheEnd:
+    @pytest.mark.parametrize(("asked", "priority"), [("STAT", "urgent"), ("LOW", "routine"), ("", "routine")])
+    def test_it_is_counted_once_under_the_priority_that_was_asked_for(
+        self, department: Department, asked: str, priority: str
+    ) -> None:
+        before = ended_so(priority, "reported")
+        unit = department.queue(priority=asked)
+        steps.analyse(department.bench, unit)
+        steps.analyse(department.bench, unit)
+        assert ended_so(priority, "reported") == before + 1
+
+    def test_an_urgent_study_goes_ahead_of_others_at_the_inference_server(self, department: Department) -> None:
+        engine = Failing(InferenceUnavailableError("away"))
+        department.change(
+            equipment={department.digest: replace(department.bench.equipment[department.digest], engine=engine)}
+        )
+        steps.analyse(department.bench, department.queue(priority="HIGH"))
+        assert engine.urgent is True
+        steps.analyse(department.bench, department.queue(2, priority="ROUTINE"))
+        assert engine.urgent is False
+
+    def test_a_study_that_nobody_answered_for_has_failed_with_a_priority_that_is_not_known(
+        self, department: Department
+    ) -> None:
+        before = ended_so("unknown", "failed")
+        steps.give_up(department.bench, department.queue())
+        assert ended_so("unknown", "failed") == before + 1
 
 
 class TestDemonstrationResults:

@@ -73,8 +73,13 @@ class OnnxEngine:
         """The execution provider in use."""
         return str(self._session.get_providers()[0])
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> tuple[dict[str, NDArray[np.float32]], str]:
-        """Every float32 output by name, and the provider.
+    def run(
+        self,
+        inputs: Mapping[str, NDArray[np.float32]],
+        *,
+        urgent: bool = False,  # noqa: ARG002 - part of the seam
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
+        """Every float32 output by name, and the provider. Nothing waits here, so that ``urgent`` changes nothing.
 
         Raises
         ------

@@ -121,6 +121,8 @@ def count() -> None:
     service.REASONS.labels(MODEL, "uncertain").inc()
     service.STAGE_SECONDS.labels("decode").observe(0.1)
     service.TURNAROUND_SECONDS.labels("PACS").observe(12)
+    service.STUDY_END_SECONDS.labels("urgent", "reported").observe(40)
+    service.STUDY_END_SECONDS.labels("routine", "reported").observe(90)
     service.DELIVERIES.labels("PACS", "delivered").inc()
     service.ROLE_RESTARTS.labels("infer").inc(0)
     service.SPOOL_FREE_BYTES.set(80e9)

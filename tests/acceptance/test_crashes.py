@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -134,6 +135,37 @@ roles._asked_to_load_again = threading.Event
 threading.Thread(target=roles.listen, args=(load_settings(),), daemon=True).start()
 roles.work(load_settings())
 """
+
+
+def test_a_node_restored_from_a_backup_taken_under_work_loses_and_doubles_nothing(
+    orthanc: Orthanc, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """The drill: back up while studies are worked at, go on, lose the data folder, restore, send again."""
+    service = Service(tmp_path / "service", values)
+    backup = str(tmp_path / "node.tar")
+    config = ["--config", str(service.file)]
+    sent = [make_study(tmp_path / "studies", 300 + number) for number in range(8)]
+    service.start()
+    for each in sent[:4]:
+        send(service.settings.node.port, each.file)
+    said = subprocess.run(
+        [sys.executable, "-m", "stepwedge", "backup", backup, *config], check=True, capture_output=True, text=True
+    ).stdout
+    assert str(service.settings.models[0].package) in said
+    for each in sent[4:]:
+        send(service.settings.node.port, each.file)
+    _all_reported_once(service, orthanc, sent)
+    assert service.stop() == 0
+    shutil.rmtree(service.settings.data_dir)
+    subprocess.run([sys.executable, "-m", "stepwedge", "restore", backup, *config], check=True)
+    service.start()
+    try:
+        _all_reported_once(service, orthanc, sent[:4])
+        for each in sent:
+            send(service.settings.node.port, each.file)
+        _all_reported_once(service, orthanc, sent)
+    finally:
+        assert service.stop() == 0
 
 
 def test_a_lost_index_is_rebuilt_from_the_files_and_nothing_is_sent_again(

@@ -28,7 +28,7 @@ OTHER = "other"
 FALSE_DISCOVERIES = 0.05  # share of those called worse that may be so by chance
 _MOST_LEVELS = 12  # of a group; the rarest are taken together
 _LARGEST_BLOCK = 5  # cases of others that a case of the level is compared with at once
-_MOST_WAITING = 200  # cases that wait for the other side of their block; older ones are left out, right or wrong
+_MOST_WAITING = 20  # cases that wait for the other side of their block; older ones are left out, right or wrong
 _OFFSETS = (-1.0, -0.5, 0.5, 1.0)  # log-odds by which probabilities may be off
 _INSIDE = 1e-6
 _LARGEST = 700.0  # log evidence: beyond it only its being large matters
@@ -55,7 +55,8 @@ class Rates:
         block.append(int(right))
         del block[:-_MOST_WAITING]
         while self.own_block and len(self.other_block) >= self.size:
-            one, several = self.own_block.pop(0), [self.other_block.pop(0) for _ in range(self.size)]
+            # The newest, whatever they say: one from long ago would book on the level what changed for all since.
+            one, several = self.own_block.pop(), [self.other_block.pop() for _ in range(self.size)]
             rate, usual = self.own[0] / self.own[1], self.others[0] / self.others[1]
             if rate < usual:
                 same = (rate + self.size * usual) / (1 + self.size)

@@ -13,7 +13,7 @@ from pathlib import Path
 from stepwatch.candidate import package_of, policy_of, require_unchanged, verify
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
-from stepwatch.requests import Request, note, read_request
+from stepwatch.requests import LOCKED_SET_USED, Request, note, read_request
 from stepwatch.retrain import alone
 from stepwatch.settings import Retrain, Settings
 from stepwatch.signatures import PrivateKey
@@ -45,16 +45,32 @@ def promote(database: Database, settings: Settings, name: str, key: PrivateKey) 
                 raise WatchError(
                     f"{release}: brings no policy.yaml, as the package in use does; have one approved for it"
                 )
+            used = request.last(LOCKED_SET_USED)
+            if used is not None and used.body["champion"] != str(before):
+                raise WatchError(
+                    f"{name}: was compared with {used.body['champion']}, and {before} is in use now; validate it again"
+                )
             body = {"from": str(before), "to": str(release), "digest": made.body["digest"]}
             request = note(database, settings, name, "promoting", body, key=key)
         intent = request.last("promoting")
         assert intent is not None  # the state says so
+        if link.resolve() not in (Path(intent.body["from"]).resolve(), release.resolve()):
+            raise WatchError(
+                f"{link} points to {link.resolve()}, which another request put there; roll that one back first"
+            )
         point(link, release)
         try:
             reload(settings.retrain)
         except WatchError as error:
             point(link, Path(intent.body["from"]))
-            reason = f"the service did not take it, and goes on with the package before: {error}"
+            # It may only be late, and answer with the new one yet: so it is told again.
+            try:
+                reload(settings.retrain)
+            except WatchError:
+                goes_on = "with which package it goes on is not known, since it cannot be told either"
+            else:
+                goes_on = "it goes on with the package before"
+            reason = f"the service did not take it, and {goes_on}: {error}"
             note(database, settings, name, "validated", {"because": reason})
             raise WatchError(reason) from None
         return note(database, settings, name, "promoted", {"digest": made.body["digest"]}, key=key)

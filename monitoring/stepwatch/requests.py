@@ -42,16 +42,19 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
     "running": frozenset({"approved", "failed"}),
     "failed": frozenset({"running"}),
     "candidate": frozenset({"running"}),
-    "validated": frozenset({"candidate", "inconclusive", "promoting"}),
-    "inconclusive": frozenset({"candidate", "inconclusive"}),
+    "validated": frozenset({"candidate", "validated", "inconclusive", "promoting"}),
+    "inconclusive": frozenset({"candidate", "validated", "inconclusive"}),
     "declined": frozenset({"open", "approved", "failed", "candidate", "validated", "inconclusive"}),
     "promoting": frozenset({"validated"}),
-    "promoted": frozenset({"promoting", "rolling_back"}),
+    "promoted": frozenset({"promoting"}),
     "rolling_back": frozenset({"promoted", "promoting"}),
     "rolled_back": frozenset({"rolling_back"}),
 }
 OVER = frozenset({"promoted", "declined", "rolled_back"})
-SIGNED = frozenset({"approved", "promoting", "rolling_back"})  # nothing of these without a person's signature
+# Nothing of these without a person's signature.
+SIGNED = frozenset({"approved", "promoting", "promoted", "rolling_back", "rolled_back"})
+    {"approved", "promoting", "promoted", "rolling_back", "rolled_back"}
+)  # nothing of these without a person's signature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stepwatch.candidate import (
     CandidateError,
@@ -50,7 +50,7 @@ def run(database: Database, settings: Settings, name: str, *, key: PrivateKey | 
                 return read_request(database, settings, name)
             run_program(retrain, file, folder / "candidate")
         except (CandidateError, OSError) as error:
-            return _failed(database, settings, name, error)
+            _failed(database, settings, name, error)
     return take(database, settings, name, folder / "candidate", key=key)
 
 
@@ -65,7 +65,11 @@ def hand_over(
         raise WatchError("retrain.command is empty: name the program that the image runs")
     with alone(settings, name):
         request, folder = _begin(database, settings, name, key, elsewhere=True)
-        write_request(request, folder)
+        try:
+            write_request(request, folder)
+            (folder / "candidate").mkdir(exist_ok=True)
+        except OSError as error:
+            _failed(database, settings, name, error)
         inside = folder.relative_to(folder_of(settings))
         return job_manifest(settings.retrain, f"{name}-{folder.name}", inside, image=image, volume=volume)
 
@@ -107,7 +111,7 @@ def take(database: Database, settings: Settings, name: str, release: Path, *, ke
         try:
             found = verify(package_of(release.resolve()), settings.retrain.trusted_keys)
         except CandidateError as error:
-            return _failed(database, settings, name, error)
+            _failed(database, settings, name, error)
         body = {
             "release": str(release.resolve()),
             "policy": digest_of_policy(release.resolve()),
@@ -121,7 +125,7 @@ def validate(database: Database, settings: Settings, name: str, *, key: PrivateK
     with alone(settings, name):
         request = read_request(database, settings, name)
         made = request.last("candidate")
-        if made is None or request.state not in ("candidate", "inconclusive"):
+        if made is None or request.state not in ("candidate", "validated", "inconclusive"):
             raise WatchError(f"{name} is {request.state}: only a candidate can be validated")
         if settings.retrain.live_link is None:
             raise WatchError("retrain.live_link names no package in use: nothing to compare with")
@@ -140,7 +144,7 @@ def validate(database: Database, settings: Settings, name: str, *, key: PrivateK
         return note(database, settings, name, outcome.state, outcome.to_dict() | body, key=key)
 
 
-def _failed(database: Database, settings: Settings, name: str, error: Exception) -> Request:
+def _failed(database: Database, settings: Settings, name: str, error: Exception) -> NoReturn:
     note(database, settings, name, "failed", {"because": str(error)[:1000]})
     raise CandidateError(f"{name}: {error}; once that is mended: stepwatch retrain run {name}") from None
 

@@ -172,7 +172,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: Path, digests: list[str]) -> in
         # What is appended while it is read comes with the next backup.
         entry.size, entry.mtime, entry.mode = status.st_size, int(status.st_mtime), 0o600
         reading = _Digesting(file)
-        tar.addfile(entry, reading)  # type: ignore[arg-type]  # no more than read() is asked of it
+        tar.addfile(entry, reading)
     digests.append(f"{reading.digest.hexdigest()}  {name}\n")
     return entry.size
 

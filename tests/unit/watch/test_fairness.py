@@ -33,6 +33,19 @@ def test_no_number_of_looks_makes_a_gap_of_chance() -> None:
     assert worse <= 10  # of 200: the bound is 5 %
 
 
+def test_a_decay_of_all_is_not_booked_on_a_scanner_that_comes_after_it() -> None:
+    worse = 0
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        found = rates(random.random(400) < 0.9, np.zeros(400, bool))
+        ever = False
+        for is_right, is_own in zip(random.random(600) < 0.7, random.random(600) < 0.3, strict=True):
+            found.take(right=bool(is_right), within=bool(is_own))
+            ever = ever or found.log_evidence >= TWENTY
+        worse += ever
+    assert worse <= 9  # with the oldest readings of others in each block it were 30
+
+
 def test_no_number_of_looks_makes_probabilities_that_are_right_wrong() -> None:
     wrong = 0
     for seed in range(200):
@@ -56,7 +69,7 @@ def test_a_group_that_is_better_is_no_evidence_that_it_is_worse() -> None:
 
 def test_what_waits_for_the_other_side_is_bounded() -> None:
     found = rates(np.ones(5000, bool), np.ones(5000, bool))
-    assert len(found.own_block) == 200
+    assert len(found.own_block) == 20
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from stepwatch import retrain
 from stepwatch.candidate import CandidateError
 from stepwatch.database import Database
 from stepwatch.errors import WatchError
-from stepwatch.promotion import promote, roll_back
-from stepwatch.requests import Request, note, open_request, read_request
+from stepwatch.promotion import point, promote, roll_back
+from stepwatch.requests import LOCKED_SET_USED, Request, note, open_request, read_request
 from stepwatch.settings import Retrain, Settings
 from watched import make_service_tables
 
@@ -151,6 +151,28 @@ def test_a_promotion_that_was_cut_is_finished_by_asking_again_or_undone(loop: Lo
     loop.note("promoting", **body)
     assert promote(loop.database, loop.settings, loop.request, loop.key).state == "promoted"
     assert loop.live == "two"
+
+
+def test_a_promotion_that_was_cut_does_not_undo_one_that_came_after_it(loop: Loop) -> None:
+    loop.validated()
+    loop.note("promoting", **{"from": str(loop.folder / "one"), "to": str(loop.folder / "two"), "digest": "x"})
+    write_package(loop.folder / "three", version="1.2.0")
+    point(loop.folder / "live", loop.folder / "three")
+    with pytest.raises(WatchError, match="which another request put there"):
+        promote(loop.database, loop.settings, loop.request, loop.key)
+    assert loop.live == "three"
+    assert loop.state == "promoting"
+
+
+def test_what_was_compared_with_another_package_is_validated_again_first(loop: Loop) -> None:
+    loop.validated()
+    loop.note(LOCKED_SET_USED, champion=str(loop.folder / "zero"))
+    with pytest.raises(WatchError, match=r"was compared with .*zero.*validate it again"):
+        promote(loop.database, loop.settings, loop.request, loop.key)
+    assert (loop.live, loop.state) == ("one", "validated")
+    loop.note("validated")
+    loop.note(LOCKED_SET_USED, champion=str(loop.folder / "one"))
+    assert promote(loop.database, loop.settings, loop.request, loop.key).state == "promoted"
 
 
 def test_a_promotion_that_was_cut_can_be_undone(loop: Loop) -> None:

@@ -53,8 +53,6 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
 OVER = frozenset({"promoted", "declined", "rolled_back"})
 # Nothing of these without a person's signature.
 SIGNED = frozenset({"approved", "promoting", "promoted", "rolling_back", "rolled_back"})
-    {"approved", "promoting", "promoted", "rolling_back", "rolled_back"}
-)  # nothing of these without a person's signature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgresql import PostgreSQL
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,10 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"the shared test data are not at {folder}; STEPWEDGE_SHARED can name another place")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """One PostgreSQL for all tests that need one; each makes a database of its own in it."""
+    with PostgreSQL.started() as server:
+        yield server

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import structlog
 
 from stepwedge.analysis import published_units
+from stepwedge.database import is_shared
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.dicom.studies import restore_revisions
@@ -32,6 +33,11 @@ def rebuild_index(settings: Settings) -> str:
 
     Work that had not ended is queued again at the next start. Raises StepwedgeError while the service runs.
     """
+    if is_shared(settings):
+        raise StepwedgeError(
+            "index rebuild works on the SQLite file, and database.url names a PostgreSQL: restore it from its backup, "
+            "or point database.url to a new, empty database; listeners fill it from the spool when they start"
+        )
     hold(settings.data_dir)
     alive = [role for role in ("listen", "work") if is_beating(settings.data_dir, role)]
     if alive:

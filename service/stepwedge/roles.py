@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import rundir, workflow
 from stepwedge.analysis import remove_unfinished
+from stepwedge.database import open_store, own_executor
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.deliver import DicomSink
 from stepwedge.dicom.listener import Listener
@@ -88,7 +89,7 @@ def listen(settings: Settings) -> int:
     packages = [package for package, _ in load_models(settings)]
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
-        store = Store.open_file(settings.database_file)
+        store = open_store(settings)
         undo.callback(store.close)
         queue = workflow.QueueClient(settings)
         undo.callback(queue.close)
@@ -146,7 +147,8 @@ def work(settings: Settings) -> int:
     workflow.prepare_queue(settings)
     inference = settings.inference
     with ExitStack() as undo:
-        store = Store.open_file(settings.database_file)
+        undo.enter_context(own_executor(settings))
+        store = open_store(settings)
         undo.callback(store.close)
         equipment = {}
         for package, policy in models:
@@ -177,7 +179,7 @@ def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int
     if not names and not every:
         raise StepwedgeError("name the units to retry, as `stepwedge status` shows them, or say --all")
     workflow.prepare_queue(settings)
-    store = Store.open_file(settings.database_file)
+    store = open_store(settings)
     queue = workflow.QueueClient(settings)
     try:
         failed = {unit.unit: unit for unit in store.units(states=[State.FAILED])}

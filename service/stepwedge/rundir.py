@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -71,7 +72,7 @@ def tell(data_dir: Path, name: str, values: dict[str, Any]) -> None:
     """Leave a word for other processes of this machine, in the place of the one before."""
     file = _file(data_dir, f"said.{name}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary = file.with_suffix(_own_suffix())
     temporary.write_text(json.dumps(values), encoding="utf-8")
     temporary.replace(file)
 
@@ -123,7 +124,7 @@ class Heartbeat:
                 self._write()
 
     def _write(self) -> None:
-        temporary = self._file.with_suffix(f".{os.getpid()}")
+        temporary = self._file.with_suffix(_own_suffix())
         temporary.write_text(json.dumps({"pid": os.getpid(), "at": time.time()}))
         temporary.replace(self._file)
 
@@ -140,6 +141,11 @@ def is_beating(data_dir: Path, role: str) -> bool:
 def clear(data_dir: Path, role: str) -> None:
     """Forget what a role that has died said."""
     _file(data_dir, role).unlink(missing_ok=True)
+
+
+def _own_suffix() -> str:
+    """Differs between processes, also those of containers with the same numbers on a shared volume."""
+    return f".{socket.gethostname()}-{os.getpid()}"
 
 
 def _file(data_dir: Path, role: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as EnvironmentParseError
@@ -46,6 +46,20 @@ class Node(_Group):
     maximum_pdu_bytes: int = Field(131_072, ge=4096, le=1_048_576, description="Largest PDU that we receive, bytes.")
     maximum_instance_bytes: int = Field(
         1_073_741_824, ge=1_048_576, description="Largest data set that we store, bytes; larger ones get 0xA700."
+    )
+
+
+class Database(_Group):
+    """Where the index and the queue are kept."""
+
+    url: str | None = Field(
+        None,
+        description="`postgresql://USER@HOST:PORT/DATABASE` for a PostgreSQL that several nodes share, which is then "
+        "the queue too; without it, SQLite files in `data_dir`. The password goes into one of the next two.",
+    )
+    password_file: Path | None = Field(None, description="File with the password of the PostgreSQL, and nothing else.")
+    password: SecretStr | None = Field(
+        None, description="The password itself, for the environment; leave it out of the settings file."
     )
 
 
@@ -213,6 +227,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path("stepwedge-data"), description="Folder for spool, database, results and keys.")
+    database: Database = Database()
     node: Node = Node()
     spool: Spool = Spool()
     completeness: Completeness = Completeness()
@@ -306,6 +321,8 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
             else model
             for model in values["models"]
         ]
+    if isinstance(database := values.get("database"), dict) and isinstance(database.get("password_file"), str):
+        values["database"] = {**database, "password_file": folder / database["password_file"]}
     if isinstance(watch := values.get("watch"), dict) and isinstance(watch.get("config"), str):
         values["watch"] = {**watch, "config": folder / watch["config"]}
     if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):

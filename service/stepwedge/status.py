@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from stepwedge import reference
+from stepwedge.database import has_database, open_store
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import REASONS, State
 from stepwedge.settings import Settings
-from stepwedge.store import Delivery, Quarantined, Store, Study, Unit
+from stepwedge.store import Delivery, Quarantined, Study, Unit
 
 _SHOWN = 50
 _NOT_ROUTED = "no_model_selects"
@@ -86,9 +87,9 @@ class Snapshot:
 
 def snapshot(settings: Settings) -> Snapshot:
     """Read the database. Raises StepwedgeError if there is none."""
-    if not settings.database_file.is_file():
+    if not has_database(settings):
         raise StepwedgeError(f"{settings.data_dir}: no database here; has the service run with these settings?")
-    store = Store.open_file(settings.database_file)
+    store = open_store(settings)
     try:
         studies = tuple(
             study for study in store.studies() if not reference.is_reference(settings.data_dir, study.study)

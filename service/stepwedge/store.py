@@ -34,25 +34,30 @@ from stepwedge.schema import (
 
 __all__ = ["Delivery", "Quarantined", "Revision", "Store", "StoredInstance", "Study", "Unit", "unit_id"]
 
+# Numbers of the locks that processes take on PostgreSQL: for the tables at the start, and for rows that are tailed.
+_MAKING_TABLES, _ADDING_ROWS = 5_739_330, 5_739_331
+
 
 class Store:
     """The database. One object per process; safe for its threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         """Open or create the database. Raises StepwedgeError for a schema of another version."""
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self._engine = sa.create_engine(url, pool_pre_ping=True, execution_options={"preserve_rowcount": True})
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", prepare_sqlite)
         with self._engine.connect() as db:
             if self._engine.dialect.name == "sqlite":
                 # Roles that start together on a new machine make the tables one after the other.
                 db.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
             version = make_tables(db)
             db.commit()
         if version != VERSION:
             self.close()
             raise StepwedgeError(
-                f"{url}: the database has schema {version}, this version wants {VERSION}; "
+                f"{sa.make_url(url)!r}: the database has schema {version}, this version wants {VERSION}; "
                 "stop the service and run `stepwedge index rebuild`"
             )
 
@@ -168,6 +173,8 @@ class Store:
             count = sa.select(sa.func.count()).where(INSTANCES.c.study == study.study).scalar_subquery()
             same = count == contents
         with self._engine.begin() as db:
+            # PostgreSQL: wait for an instance that is being added, so that what follows sees and counts it.
+            db.execute(sa.select(STUDIES.c.study).where(STUDIES.c.study == study.study).with_for_update())
             closed = db.execute(
                 sa.update(STUDIES)
                 .where(
@@ -368,6 +375,10 @@ class Store:
 
     def _add(self, table: sa.Table, **values: str) -> bool:
         with self._engine.begin() as db:
+            if self._engine.dialect.name == "postgresql":
+                # Rows become visible in the order of their ids, one writer at a time: who reads on from an id that
+                # has been seen, as the monitor does, would otherwise pass over one that is committed late.
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADDING_ROWS)))
             return bool(db.execute(self._insert(table).values(**values).on_conflict_do_nothing()).rowcount)
 
     def _insert(self, table: sa.Table) -> Any:

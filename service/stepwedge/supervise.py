@@ -21,6 +21,7 @@ import yaml
 
 from stepwedge import metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
+from stepwedge.database import open_store, watch_variables
 from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
@@ -28,7 +29,6 @@ from stepwedge.page.app import HttpServer, build_app
 from stepwedge.policy import Policy
 from stepwedge.roles import described
 from stepwedge.settings import Settings
-from stepwedge.store import Store
 
 log = structlog.get_logger()
 
@@ -75,7 +75,7 @@ class Supervisor:
         settings = self._settings
         load_site(settings.data_dir)
         workflow.prepare_queue(settings)
-        store = Store.open_file(settings.database_file)
+        store = open_store(settings)
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
@@ -263,13 +263,15 @@ def watch_environment(settings: Settings, given: Mapping[str, str]) -> dict[str,
         {"package": str(model.package.absolute()), "policy": str(model.policy.absolute())} for model in settings.models
     ]
     ours = {
-        "database_url": f"sqlite:///{settings.database_file.absolute()}",
         "data_dir": str((settings.data_dir / "watch").absolute()),
         "models": json.dumps(models),
     }
     for name, value in ours.items():
         if name not in said:
             environment.setdefault(f"STEPWATCH_{name.upper()}", value)
+    if "database_url" not in said:
+        for name, value in watch_variables(settings).items():
+            environment.setdefault(name, value)
     if "log" not in said:
         environment.setdefault("STEPWATCH_LOG__LEVEL", settings.log.level)
         environment.setdefault("STEPWATCH_LOG__FORMAT", settings.log.format)

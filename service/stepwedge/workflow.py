@@ -21,6 +21,7 @@ import structlog
 from dbos import DBOS, DBOSClient, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
 from stepwedge import rundir, steps
+from stepwedge.database import open_store, queue_url
 from stepwedge.records import State
 from stepwedge.settings import Settings, Worker
 from stepwedge.steps import Bench
@@ -62,15 +63,16 @@ def delivery_id(unit: str, destination: str, attempt: int, tries: int = 0) -> st
 
 def prepare_queue(settings: Settings) -> None:
     """Create or migrate the queue's database."""
-    settings.queue_file.parent.mkdir(parents=True, exist_ok=True)
-    DBOS.migrate(_url(settings))
+    # First our own tables: what is wrong with the database is then said in our words.
+    open_store(settings).close()
+    DBOS.migrate(queue_url(settings))
 
 
 class QueueClient:
     """Puts units of work into the queue, from any process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = DBOSClient(system_database_url=_url(settings), application_name=APPLICATION)
+        self._client = DBOSClient(system_database_url=queue_url(settings), application_name=APPLICATION)
 
     def enqueue(self, unit: Unit) -> None:
         """Queue a unit of work. Doing so again does nothing."""
@@ -99,7 +101,7 @@ class WorkQueue:
         worker = bench.settings.worker
         config: DBOSConfig = {
             "name": APPLICATION,
-            "system_database_url": _url(bench.settings),
+            "system_database_url": queue_url(bench.settings),
             "application_version": VERSION,
             "executor_id": worker.executor_id,
             "log_level": "ERROR",
@@ -286,7 +288,3 @@ def _analysis_delay(worker: Worker, attempt: int) -> float:
 
 def _delivery_delay(worker: Worker, attempt: int) -> float:
     return min(worker.delivery_backoff_limit_seconds, worker.delivery_backoff_seconds * 2.0 ** min(attempt - 1, 30))
-
-
-def _url(settings: Settings) -> str:
-    return f"sqlite:///{settings.queue_file}"

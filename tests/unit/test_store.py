@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from postgresql import PostgreSQL, with_password
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.store import Quarantined, Revision, Store, StoredInstance, Unit, unit_id
@@ -43,9 +44,13 @@ UNIT = Unit(
 )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open_file(tmp_path / "db" / "index.sqlite")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "sqlite":
+        opened = Store.open_file(tmp_path / "db" / "index.sqlite")
+    else:
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        opened = Store(with_password(server.new_database()))
     yield opened
     opened.close()
 

@@ -54,12 +54,12 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from stepwedge.constancy.accepted import CONSTANCY, read_reference
     from stepwedge.constancy.expose import expose
+    from stepwedge.database import open_store
     from stepwedge.identity import load_site
     from stepwedge.manifest import load_package
     from stepwedge.policy import load_policy
     from stepwedge.rundir import is_beating
     from stepwedge.signing import load_trust
-    from stepwedge.store import Store
 
     settings = configured(options, "constancy")
     for role in ("listen", "work"):
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
             )
     trust = load_trust(settings.trust.keys)
     site = load_site(settings.data_dir)
-    store = Store.open_file(settings.database_file)
+    store = open_store(settings)
     status, done = 0, 0
     try:
         for model in settings.models:

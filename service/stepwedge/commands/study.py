@@ -82,16 +82,16 @@ def look_up(settings: Settings, names: list[str]) -> list[dict[str, Any] | None]
     StepwedgeError
         If there is no node here, or a name is neither.
     """
+    from stepwedge.database import has_database, open_store
     from stepwedge.identity import load_site
-    from stepwedge.store import Store
 
     for name in names:
         if not _HASH.fullmatch(name) and (not _UID.fullmatch(name) or len(name) > _LONGEST_UID):
             raise StepwedgeError(f"{name!r:.80}: neither a Study Instance UID nor a hash of 32 hexadecimal characters")
     _must_be_there(settings)
-    if not settings.database_file.is_file():
+    if not has_database(settings):
         raise StepwedgeError(f"{settings.data_dir}: no database here; has the service run with these settings?")
-    site, store = load_site(settings.data_dir), Store.open_file(settings.database_file)
+    site, store = load_site(settings.data_dir), open_store(settings)
     try:
         found: list[dict[str, Any] | None] = []
         for name in names:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stepwedge.analysis import read_published
+from stepwedge.database import open_store
 from stepwedge.demo.peer import RECEIVER, Receiver, send
 from stepwedge.demo.service import QUIET_SECONDS, start, stop, wait_ready, write_settings
 from stepwedge.demo.studies import Outcome, Study, make_later, make_studies
@@ -130,7 +131,7 @@ def _watch_a_change(console: Console, later: Sequence[Study], settings: Settings
 
 def _wait_answers(pairs: Sequence[Pair], settings: Settings, receiver: Receiver, say: Callable[[str], None]) -> None:
     """Wait until every study has come to its end, or for as long as an answer may take."""
-    store = Store.open_file(settings.database_file)
+    store = open_store(settings)
     try:
         until = time.monotonic() + _ANSWER_SECONDS
         while time.monotonic() < until:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from stepwedge.database import open_store
 from stepwedge.demo.studies import Study
 from stepwedge.settings import Settings
-from stepwedge.store import Store
 from stepwedge.supervise import watch_environment
 
 # Far more than it takes; a promise is not broken by a slow machine.
@@ -50,7 +50,7 @@ def of_the_new_scanner(studies: Sequence[Study], settings: Settings, observation
     new = {
         study.study_uid for study in studies if study.child is not None and "scanner-change" in study.child.changed_by
     }
-    store = Store.open_file(settings.database_file)
+    store = open_store(settings)
     try:
         known = {found.study for uid in new if (found := store.study_by_uid(uid)) is not None}
         seen = [json.loads(body)["study"] for _, body in store.observations(limit=observations)]

@@ -306,6 +306,17 @@ class TestTrust:
         trust = load_trust([keys / "other.pub", keys / "ours.pub"])
         assert load_package(signed, trust).signer in trust.keys
 
+    def test_while_a_key_is_changed_both_are_good_and_afterwards_what_the_old_one_signed_is_not(
+        self, own: Path, keys: Path
+    ) -> None:
+        both, new = load_trust([keys / "ours.pub", keys / "other.pub"]), load_trust([keys / "other.pub"])
+        assert load_package(own, both).signer == key_id(load_public_key(keys / "ours.pub"))
+        with pytest.raises(PackageError, match="which is not among"):
+            load_package(own, new)
+        sign_folder(own, keys / "other.pem")
+        for trust in (both, new):
+            assert load_package(own, trust).signer == key_id(load_public_key(keys / "other.pub"))
+
     def test_a_package_by_another_key_is_refused_by_its_id_and_says_what_to_do(self, signed: Path, keys: Path) -> None:
         trust = load_trust([keys / "other.pub"])
         with pytest.raises(PackageError) as caught:

@@ -23,6 +23,7 @@ from typing import IO
 from urllib.parse import quote
 
 from stepwedge import __version__
+from stepwedge.database import is_shared
 from stepwedge.durable import sync_folder
 from stepwedge.errors import StepwedgeError
 from stepwedge.rundir import hold, is_beating
@@ -55,6 +56,11 @@ def back_up(settings: Settings, file: Path) -> Saved:
         If there is no node here, the file exists, or it cannot be written.
     """
     data_dir = settings.data_dir
+    if is_shared(settings):
+        raise StepwedgeError(
+            "backup saves the SQLite files of one machine, and database.url names a PostgreSQL: save it with pg_dump "
+            "first and the data folder afterwards, as OPERATIONS.md says"
+        )
     if not settings.database_file.is_file() or not (data_dir / "keys" / "site.json").is_file():
         raise StepwedgeError(f"{data_dir}: there is no node here; has the service run with these settings?")
     if file.exists():

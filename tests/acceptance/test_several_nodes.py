@@ -19,7 +19,7 @@ import pytest
 from packages import write_package, write_policy
 from peers import Orthanc, free_ports
 from postgresql import PASSWORD, PostgreSQL
-from sender import Sent, make_study, send
+from sender import Sent, make_study, send, send_once
 from stepwedge.database import open_store
 from stepwedge.settings import load_settings
 
@@ -154,4 +154,24 @@ def test_the_studies_of_a_worker_killed_for_good_are_finished_by_the_others(
         assert len(store.observations()) == COUNT
         store.close()
         assert took < _WITHIN_SECONDS
+        assert PASSWORD not in nodes.logs()
+
+
+def test_an_outage_of_the_database_loses_nothing_that_was_acknowledged(
+    orthanc: Orthanc, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    with department(tmp_path, orthanc, postgresql, listeners=1, workers=1) as (nodes, ports):
+        sent = [make_study(tmp_path / "studies", 100 + number) for number in range(COUNT)]
+        _send_all(ports[0], sent[: COUNT // 2])
+        postgresql.stop()
+        try:
+            # Refused as out of resources: the sender keeps it and sends it again.
+            refused = send_once(ports[0], sent[-1].file)
+        finally:
+            postgresql.start()
+        assert refused == 0xA700
+        _send_all(ports[0], sent[COUNT // 2 :])
+        until(lambda: _all_done(nodes), f"every study is finished:\n{nodes.logs()[-4000:]}")
+        assert Counter(len(orthanc.instances(each.study_uid)) for each in sent) == {2: COUNT}
+        assert {name: process.poll() for name, process in nodes.processes.items() if process.poll() is not None} == {}
         assert PASSWORD not in nodes.logs()

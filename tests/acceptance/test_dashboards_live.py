@@ -107,6 +107,8 @@ def test_every_panel_shows_something(department: Department) -> None:
     wanted = {name: asked(query) for name, query in PANELS.items() if not NOT_HERE.search(query)}
     empty = dict(wanted)
     deadline = time.monotonic() + PATIENCE_SECONDS
+    while http.get("/status/buildinfo").status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < deadline:
+        time.sleep(0.2)  # it is starting
     while empty and time.monotonic() < deadline:
         for name, query in list(empty.items()):
             answer = http.get("/query", params={"query": query}).json()

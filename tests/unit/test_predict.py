@@ -177,7 +177,7 @@ class TestWhatIsNoImage:
         class Broken:
             model = equipment.engine.model
 
-            def run(self, _: object) -> tuple[dict[str, Any], str]:
+            def run(self, _: object, *, urgent: bool = False) -> tuple[dict[str, Any], str]:
                 outputs = {"logits": [[np.nan, 0]], "embedding": [[0, 0, 0, np.inf]]}
                 return {name: np.array(value, np.float32) for name, value in outputs.items()}, "CPUExecutionProvider"
 

@@ -93,22 +93,27 @@ def counts(number: int, label: Label, database: Database, cursor: Cursor, audite
 def answer(study: str, database: Database, cursor: Cursor, model: tuple[str, str]) -> Observation | None:
     """The last answer of a model's package (name, digest) to a study, of those that have been taken.
 
+    None if another package of the same model has answered.
+
     Raises
     ------
     LookupError
-        If nothing of the study has been taken yet, so that the answer may still come.
+        If no answer of the model that can be read has been taken yet, so that it may still come.
     """
-    taken = [body for number, body in database.answers_to(study) if cursor.has(number)]
-    if not taken:
-        raise LookupError(study)
-    found = None
-    for body in taken:
+    name, digest = model
+    found: Observation | None = None
+    other = False
+    for number, body in database.answers_to(study):
+        if not cursor.has(number):
+            continue
         try:
             observation = read_observation(body)
         except RefusedRowError:
             continue
-        if (observation.model_name, observation.model_digest) == model:
-            found = observation
+        if observation.model_name == name:
+            found, other = (observation, other) if observation.model_digest == digest else (found, True)
+    if found is None and not other:
+        raise LookupError(study)
     return found
 
 

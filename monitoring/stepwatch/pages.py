@@ -107,7 +107,8 @@ class Pages:
     def _start(self, package: WatchedPackage, baseline: Path) -> bool:
         """Start the page that was asked for; while there are too few studies for one, it stays asked for."""
         last = self._database.last_observation()
-        if last < self._enough.get(package.digest, 0):
+        enough = self._enough.get(package.digest, 0)
+        if enough - _LEAST_ROWS <= last < enough:  # a table that begins anew is below both
             return False
         found = self._database.observations(after=max(0, last - 2 * self._settings.rows), limit=2 * self._settings.rows)
         own = [row for _, row in found if row.model_digest == package.digest][-self._settings.rows :]

@@ -193,7 +193,7 @@ class Sidecar:
             while not (stop and stop.is_set()):
                 rows = self._database.new_bodies(watch.cursor, _BATCH)
                 for number, body in rows:
-                    watch.take(number, self._read(number, body, watch, watches), self._now())
+                    watch.take(number, self._read(number, body, watches), self._now())
                 if len(rows) < _BATCH:
                     watch.lag = 0
                     break
@@ -216,8 +216,8 @@ class Sidecar:
                     break
                 self._save(every=False)
 
-    def _read(self, number: int, body: str, watch: Watch, watches: list[Watch]) -> Observation | None:
-        """The observation, if it is this model's. What no model takes is counted when the first of them meets it."""
+    def _read(self, number: int, body: str, watches: list[Watch]) -> Observation | None:
+        """The observation; None if it is refused. What no model takes is counted when the first of them meets it."""
         first = all(not other.cursor.has(number) for other in watches)
         try:
             observation = read_observation(body)
@@ -226,11 +226,9 @@ class Sidecar:
                 metrics.ROWS_REFUSED.labels(refused.reason).inc()
                 log.warning("row_refused", row=number, reason=refused.reason)
             return None
-        if watch.is_of(observation):
-            return observation
         if first and not any(other.is_of(observation) for other in watches):
             metrics.ROWS_REFUSED.labels("unknown_model").inc()
-        return None
+        return observation
 
     def _acknowledge(self) -> None:
         asked = self._database.log(ASKED, after=max(0, self._log_floor - _LOG_LOOK_BACK))

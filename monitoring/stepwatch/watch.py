@@ -164,11 +164,14 @@ class Watch:
         return observation.model_digest == package.digest and observation.model_name == package.name
 
     def take(self, number: int, observation: Observation | None, now: datetime) -> None:
-        """Take a row: an observation of this model, or one (None) that is not, or was refused."""
+        """Take a row: an observation, whichever package it is of, or None for one that was refused."""
         self.cursor = self.cursor.take(number)
         self._dirty = True
-        if observation is None:
+        if observation is None or observation.model_name != self.package.name:
             return
+        self._labels, waited = self._labels.of_study(observation.study)
+        if not self.is_of(observation):
+            return  # what waited for this study waited for an answer that another package has given
         self._last_row = time_of(observation)
         self._last, jump = in_order(self._last_row, self._last, now)
         if jump is not None:
@@ -177,7 +180,6 @@ class Watch:
             changed = self._monitor.update(self._detectors.row(observation), self._last)
         for alarm in changed:
             self._note(alarm, now)
-        self._labels, waited = self._labels.of_study(observation.study)
         for said in waited:
             self._bet(said, observation, now)
         if self._history.is_due(self._monitor.studies):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
-import pytest
-from integration.test_watch_serve import SECONDS, TOKEN, Process
 from prometheus_client.parser import text_string_to_metric_families
+from sidecars import SECONDS, TOKEN, Process
 from stepwatch.database import Database
 from stepwatch.detecting import detectors
 from stepwatch.settings import Detection, Model, Settings
@@ -29,15 +27,6 @@ from watched import (
     write_rows,
     write_watched_package,
 )
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    yield process
-    if process.running is not None and process.running.poll() is None:
-        process.running.kill()
-        process.running.wait(SECONDS)
 
 
 def wait_for(database: Database, digest: str, *, studies: int = 0, labels: int = 0) -> None:

@@ -44,7 +44,10 @@ class Chain:
         self.received: list[Mapping[str, Any]] = []
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        answer = self.http.get("/query", params={"query": expression}).json()
+        response = self.http.get("/query", params={"query": expression})
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise httpx.ReadError("Prometheus is starting")
+        answer = response.json()
         assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result

@@ -7,84 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
-from peers import free_ports
+from sidecars import SECONDS, Process
 from stepwatch.database import Database
 from stepwatch.detecting import detectors
 from stepwatch.packages import read_package
 from stepwatch.settings import Detection, Model
 from stepwatch.signals import observation_row
 from watched import MODEL, MONDAY, brighter, department, make_service_tables, write_rows, write_watched_package
-
-SECONDS = 120  # far more than anything here takes
-TOKEN = "a-token-that-nobody-guesses"
-
-
-class Process:
-    """A sidecar on a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        [self.port] = free_ports(1)
-        (folder / "token").write_text(TOKEN)
-        self.values: dict[str, Any] = {
-            "database_url": f"sqlite:///{folder / 'db.sqlite'}",
-            "data_dir": str(folder / "watch"),
-            "models": [{"package": str(folder / "package")}],
-            "http": {"port": self.port, "token_file": str(folder / "token")},
-            "detection": {"poll_seconds": 0.1, "save_seconds": 0},
-        }
-        self.config = folder / "stepwatch.yaml"
-        self.config.write_text(yaml.safe_dump(self.values), encoding="utf-8")
-        self.running: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self.running = subprocess.Popen(
-                [sys.executable, "-m", "stepwatch", "serve", "--config", str(self.config)], stderr=log
-            )
-
-    def end(self, how: int) -> int:
-        assert self.running is not None
-        self.running.send_signal(how)
-        return self.running.wait(SECONDS)
-
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "stepwatch", words[0], "--config", str(self.config), *words[1:]],
-            capture_output=True, text=True, check=False, timeout=SECONDS,
-        )  # fmt: skip
-
-    def get(self, path: str) -> httpx.Response | None:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=SECONDS)
-        except httpx.TransportError:
-            return None
-
-    def wait_ready(self, status: int = 200) -> httpx.Response:
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            answer = self.get("/readyz")
-            if answer is not None and answer.status_code == status:
-                return answer
-            time.sleep(0.05)
-        raise AssertionError((self.folder / "log").read_text())
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    yield process
-    if process.running is not None and process.running.poll() is None:
-        process.running.kill()
-        process.running.wait(SECONDS)
 
 
 def wait_for_studies(database: Database, digest: str, least: int) -> int:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from stepwatch import fairness
 from stepwatch.fairness import Fairness, Offsets, Rates, believed, e_bh, known_levels
 
 LEVELS = {"sex": ("F", "M"), "scanner": tuple(f"S{n}" for n in range(6))}
@@ -67,6 +68,31 @@ def test_a_group_that_is_better_is_no_evidence_that_it_is_worse() -> None:
     assert rates(right, ~within).log_evidence > math.log(1e6)
 
 
+def test_of_a_rare_level_each_case_is_compared_with_several_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evidence() -> float:
+        total = 0.0
+        for seed in range(20):
+            random = np.random.default_rng(seed)
+            within = random.random(1200) < 0.15
+            total += rates(random.random(1200) < np.where(within, 0.7, 0.9), within).log_evidence
+        return total
+
+    several = evidence()
+    monkeypatch.setattr(fairness, "_LARGEST_BLOCK", 1)
+    assert several > 1.2 * evidence() > 0
+
+
+def test_an_answer_that_was_left_to_a_person_is_not_a_right_one() -> None:
+    found = Fairness(["a"], {"sex": ("F", "M")})
+    for number in range(200):
+        ill = number % 4 < 2
+        deferred = number % 2 == 0
+        found.take("a", {"sex": "F" if deferred else "M"}, 0.5, "defer" if deferred else "act" if ill else "clear", ill)
+    worse = believed(found.evidence())
+    assert {("a", "sex", "F", "sensitivity"), ("a", "sex", "F", "specificity")} <= worse
+    assert not any(level == "M" for _, _, level, _ in worse)
+
+
 def test_what_waits_for_the_other_side_is_bounded() -> None:
     found = rates(np.ones(5000, bool), np.ones(5000, bool))
     assert len(found.own_block) == 20
@@ -81,15 +107,15 @@ def test_the_share_of_false_discoveries_is_bounded(evidence: list[float], kept: 
 
 def departments(seed: int, readings: int, *, worse_on: str = "") -> Fairness:
     random = np.random.default_rng(seed)
-    fairness = Fairness(["a"], LEVELS)
+    found = Fairness(["a"], LEVELS)
     for _ in range(readings):
         groups = {"sex": str(random.choice(["F", "M"])), "scanner": f"S{random.integers(6)}"}
         p = float(random.beta(0.6, 1.4))
         missed = random.random() < (0.7 if groups["scanner"] == worse_on else 0.2)
         ill = random.random() < p
         answer = ("clear" if missed else "act") if ill else ("act" if random.random() < 0.1 else "clear")
-        fairness.take("a", groups, p, answer, float(ill))
-    return fairness
+        found.take("a", groups, p, answer, float(ill))
+    return found
 
 
 def test_the_level_that_is_worse_is_believed_and_in_most_departments_nothing_else_is() -> None:
@@ -112,7 +138,7 @@ def test_levels_are_those_of_the_baseline_and_the_rest_together() -> None:
     known = known_levels([{"scanner": f"S{n % 40}", "sex": "F"} for n in range(400)])
     assert len(known["scanner"]) == 12
     assert known["age"] == ("missing",)
-    fairness = Fairness(["a"], known)
-    fairness.take("a", {"scanner": "never seen", "sex": "F"}, 0.2, "clear", 0.0)
-    assert fairness.evidence()["a", "scanner", "other", "calibration"][1] == 1
-    fairness.take("unknown finding", {}, 0.2, "clear", 0.0)
+    found = Fairness(["a"], known)
+    found.take("a", {"scanner": "never seen", "sex": "F"}, 0.2, "clear", 0.0)
+    assert found.evidence()["a", "scanner", "other", "calibration"][1] == 1
+    found.take("unknown finding", {}, 0.2, "clear", 0.0)

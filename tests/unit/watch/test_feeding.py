@@ -73,6 +73,14 @@ def test_a_correction_and_a_second_reader_are_not_bet_upon_again(bench: Bench) -
     assert said(bench) == [(COLUMN, 1.0)]
 
 
+def test_of_two_readers_who_come_at_once_the_first_is_bet_upon(bench: Bench) -> None:
+    rows = bench.rows(1)
+    bench.write(rows)
+    write_labels(bench.engine, [reading(rows[0], 1.0), reading(rows[0], 0.0, reader="r2")])
+    bench.sidecar.look()
+    assert said(bench) == [(COLUMN, 1.0)]
+
+
 def test_labels_that_are_not_of_the_audit_are_not_bet_upon(bench: Bench) -> None:
     rows = bench.rows(2)
     bench.write(rows)
@@ -116,6 +124,29 @@ def test_a_label_of_another_packages_study_is_not_bet_upon(bench: Bench) -> None
     bench.sidecar.look()
     assert said(bench) == []
     assert bench.sidecar._watches()[0]._labels.waiting == ()
+
+
+def test_a_label_that_waits_is_let_go_when_another_package_answers_its_study(bench: Bench) -> None:
+    row, other = bench.rows(2)
+    write_labels(bench.engine, [reading(row, 1.0), reading(other, 1.0)])
+    bench.sidecar.look()
+    bench.write([replace(row, model_digest="0" * 64), replace(other, model_name="another")])
+    bench.sidecar.look()
+    assert said(bench) == []
+    [waiting] = bench.sidecar._watches()[0]._labels.waiting
+    assert waiting.study == other.study  # another model's answer says nothing of ours
+
+
+def test_an_answer_of_another_model_is_not_the_one_that_a_label_waits_for(bench: Bench) -> None:
+    [row] = bench.rows(1)
+    bench.write([replace(row, model_name="another", unit="another")])
+    bench.sidecar.look()
+    write_labels(bench.engine, [reading(row, 1.0)])
+    bench.sidecar.look()
+    assert said(bench) == []
+    bench.write([row])
+    bench.sidecar.look()
+    assert said(bench) == [(COLUMN, 1.0)]
 
 
 def test_a_table_of_labels_that_begins_anew_is_followed_and_nothing_is_bet_upon_twice(bench: Bench) -> None:
@@ -179,6 +210,11 @@ class Department:
             assert sidecar.overview.models[0].studies == len(self.rows)
             assert sidecar.overview.models[0].saved_labels == len(labels)
             self.performance = follow(self.settings)(database, read_package(self.settings.models[0]))
+            again = Sidecar(self.settings, database, detectors(self.settings.detection))
+            again.look()
+            evidence = [each._watches()[0]._fairness.evidence() for each in (sidecar, again)]
+            assert evidence[0] == evidence[1]
+            assert any(readings for _, readings in evidence[1].values()) == bool(labels)
             return database.alarms()
         finally:
             database.close()

@@ -164,3 +164,4 @@ def test_labels_that_come_apart_raise_a_concept_alarm_and_clear_it_by_what_they_
             each.label("label", float(p), float(chance.random() < p), WHEN)
         assert all(alarm.cleared_row is not None for alarm in each.alarms())
     assert monitor.alarms() == again.alarms()
+    assert monitor._free("labels") < 1000  # counted in labels, since the alarm's end

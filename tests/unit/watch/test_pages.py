@@ -15,6 +15,7 @@ from stepwatch.pages import ALARM, ORIGINAL, SCHEDULED, Pages
 from stepwatch.settings import Settings, Snapshot
 
 ROW = SimpleNamespace(model_digest="d", to_json=lambda: "{}")
+OTHER = SimpleNamespace(model_digest="e", to_json=lambda: "{}")
 
 
 class KeptPages:
@@ -22,6 +23,7 @@ class KeptPages:
 
     def __init__(self, rows: int) -> None:
         self.rows, self.read, self.noted = rows, 0, []
+        self.own: int | None = None  # how many rows are of the model, of all
         self.events: list[dict[str, Any]] = []
 
     def last_observation(self) -> int:
@@ -29,7 +31,8 @@ class KeptPages:
 
     def observations(self, after: int, limit: int) -> list[tuple[int, Any]]:
         self.read += 1
-        return [(i, ROW) for i in range(after + 1, min(self.rows, after + limit) + 1)]
+        places = range(after + 1, min(self.rows, after + limit) + 1)
+        return [(i, ROW if self.own is None or i - after <= self.own else OTHER) for i in places]
 
     def request_events(self) -> list[dict[str, Any]]:
         return self.events
@@ -123,6 +126,18 @@ def test_too_few_studies_are_not_read_again_at_each_look(tmp_path: Path, drawn: 
         found.look([watch])  # type: ignore[list-item]
         kept.rows += 1
     assert kept.read == 1
+
+
+def test_a_table_that_begins_anew_is_looked_at_again(tmp_path: Path, drawn: dict[str, int]) -> None:
+    found, kept = keeper(tmp_path, 5000)
+    kept.own = 40
+    watch = WatchedModel()
+    found.look([watch])  # type: ignore[list-item]
+    assert found._drawing is None
+    kept.rows, kept.own = 200, None
+    found.look([watch])  # type: ignore[list-item]
+    finish(found, watch)
+    assert [reason for _, reason in kept.noted] == [SCHEDULED]
 
 
 def test_a_failure_is_counted(tmp_path: Path, drawn: dict[str, int]) -> None:

@@ -133,6 +133,16 @@ def test_what_was_live_can_come_back_whoever_is_trusted_now(loop: Loop) -> None:
     assert roll_back(loop.database, loop.settings, loop.request, loop.key).state == "rolled_back"
 
 
+def test_what_was_live_and_is_damaged_does_not_come_back(loop: Loop) -> None:
+    loop.validated()
+    promote(loop.database, loop.settings, loop.request, loop.key)
+    with next((loop.folder / "one").rglob("*.onnx")).open("ab") as model:
+        model.write(b"x")
+    with pytest.raises(WatchError):
+        roll_back(loop.database, loop.settings, loop.request, loop.key)
+    assert (loop.live, loop.state) == ("two", "promoted")
+
+
 def test_a_service_that_does_not_take_it_keeps_the_package_before(loop: Loop) -> None:
     loop.validated()
     loop.set(reload_command=["sh", "-c", "echo the golden cases differ >&2; exit 2"])

@@ -19,7 +19,7 @@ import pydicom
 import structlog
 from pydantic import TypeAdapter
 
-from stepwedge import __version__
+from stepwedge import __version__, tracing
 from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.heatmap import PlacedHeat
 from stepwedge.dicom.report import write_report
@@ -206,16 +206,18 @@ def _publish(
         if wanted.get(result.state, True) and of_one_patient(evidence) and evidence:
             picture, heat = _shown(result, intake, equipment)
             try:
-                objects = write_report(
-                    temporary,
-                    result,
-                    evidence,
-                    picture,
-                    heat=heat if settings.report.heat_map else None,
-                    node=_node(settings, site),
-                    report=settings.report,
-                    predecessor=_predecessor(unit, settings),
-                )
+                with tracing.span("report") as span:
+                    objects = write_report(
+                        temporary,
+                        result,
+                        evidence,
+                        picture,
+                        heat=heat if settings.report.heat_map else None,
+                        node=_node(settings, site),
+                        report=settings.report,
+                        predecessor=_predecessor(unit, settings),
+                    )
+                    span.note(objects=[item.kind for item in objects])
             except (ValueError, OSError) as error:
                 raise _ReportFailedError(type(error).__name__) from error
         ms["report"] = round((time.perf_counter() - started) * 1000.0, 3)

@@ -13,8 +13,9 @@ import structlog
 
 from stepwedge.settings import Log
 
-# pynetdicom and pydicom put UIDs, names and element values into their messages; DBOS and httpx log each call.
-_SILENT = ("pynetdicom", "pydicom", "highdicom")
+# pynetdicom and pydicom put UIDs, names and element values into their messages; DBOS and httpx log each call, and
+# OpenTelemetry each span that it drops: `otlp` says once what is to be said.
+_SILENT = ("pynetdicom", "pydicom", "highdicom", "opentelemetry")
 _QUIET = ("dbos", "httpx", "httpcore", "uvicorn", "bentoml")
 
 

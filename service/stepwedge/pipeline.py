@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
+from stepwedge import tracing
 from stepwedge.dicom.geometry import in_order
 from stepwedge.fingerprint import fingerprint
 from stepwedge.observation import Observation, Provenance
@@ -91,8 +93,11 @@ def analyse_image(case: Case, equipment: Equipment) -> tuple[ImageResult, View]:
         If the inference server does not answer: nothing is wrong with the image, try again later.
     """
     ms: dict[str, float] = {}
-    case = _down(STAGES, case, equipment, ms)
-    return _result(case, (), equipment, ms), View(picture=picture_of(case, equipment), heat=case.heat)
+    with tracing.span("image", instance=case.instance) as span:
+        case = _down(STAGES, case, equipment, ms)
+        result = _result(case, (), equipment, ms)
+        _note(span, result)
+    return result, View(picture=picture_of(case, equipment), heat=case.heat)
 
 
 def analyse_stack(cases: Sequence[Case], equipment: Equipment) -> tuple[ImageResult, View]:
@@ -114,11 +119,12 @@ def analyse_stack(cases: Sequence[Case], equipment: Equipment) -> tuple[ImageRes
     middle = ordered[len(ordered) // 2] if ordered else 0
     judged: list[Case] = []
     shown: FloatArray | None = None
-    for index in ordered or range(len(cases)):
-        case = _down(_OF_EACH_IMAGE, cases[index], plain, ms)
-        if index == middle:
-            shown = picture_of(case, equipment)
-        judged.append(replace(case, image=None))  # a series of decoded images would fill the memory
+    with tracing.span("images", images=len(cases)):
+        for index in ordered or range(len(cases)):
+            case = _down(_OF_EACH_IMAGE, cases[index], plain, ms, traced=False)
+            if index == middle:
+                shown = picture_of(case, equipment)
+            judged.append(replace(case, image=None))  # a series of decoded images would fill the memory
     first = judged[len(judged) // 2]
     gate = GateVerdict(verdict=Verdict.ACCEPT, measures=first.gate.measures, notes=first.gate.notes)
     for case in judged:
@@ -134,13 +140,23 @@ def analyse_stack(cases: Sequence[Case], equipment: Equipment) -> tuple[ImageRes
     return _result(stack, tuple(case.instance for case in judged), equipment, ms), View(picture=shown)
 
 
-def _down(stages: Stages, case: Case, equipment: Equipment, ms: dict[str, float]) -> Case:
-    """Take a case down some stages, as far as it goes; milliseconds are added by stage."""
+def _note(span: tracing.Span, result: ImageResult) -> None:
+    """What became of an image."""
+    reasons = [reason.code for reason in result.reasons]
+    span.note(state=result.state, gate=result.gate.verdict, tamper=result.tamper.verdict, reasons=reasons)
+
+
+def _down(stages: Stages, case: Case, equipment: Equipment, ms: dict[str, float], *, traced: bool = True) -> Case:
+    """Take a case down some stages, as far as it goes; milliseconds are added by stage.
+
+    Images of a stack are ``traced`` together: a series may have thousands.
+    """
     for name, stage in stages:
         if case.gate.verdict is Verdict.REJECT or case.failure is not None:
             break
         started = time.perf_counter()
-        case = stage(case, equipment)
+        with tracing.span(name) if traced else nullcontext():
+            case = stage(case, equipment)
         ms[name] = ms.get(name, 0.0) + (time.perf_counter() - started) * 1000.0
     return case
 

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from stepwedge import rundir, workflow
+from stepwedge import rundir, tracing, workflow
 from stepwedge.analysis import remove_unfinished
 from stepwedge.database import open_store, own_executor
 from stepwedge.dicom.context import is_own_result
@@ -89,6 +89,8 @@ def listen(settings: Settings) -> int:
     packages = [package for package, _ in load_models(settings)]
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
+        tracing.start(settings.tracing, "listen")
+        undo.callback(tracing.stop)
         store = open_store(settings)
         undo.callback(store.close)
         queue = workflow.QueueClient(settings)
@@ -148,6 +150,8 @@ def work(settings: Settings) -> int:
     inference = settings.inference
     with ExitStack() as undo:
         undo.enter_context(own_executor(settings))
+        tracing.start(settings.tracing, "work", settings.worker.executor_id)
+        undo.callback(tracing.stop)
         store = open_store(settings)
         undo.callback(store.close)
         equipment = {}

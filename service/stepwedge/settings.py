@@ -176,6 +176,22 @@ class Log(_Group):
     format: Literal["json", "console"] = Field("json", description="`console` for people.")
 
 
+class Tracing(_Group):
+    """OpenTelemetry traces: the way of each study through the roles."""
+
+    endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^@\s]+)?$",
+        description="URL of an OTLP/HTTP collector, e.g. `http://collector:4318`; `/v1/traces` is added. Empty: off.",
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of studies that are traced; all roles choose alike."
+    )
+    headers_file: Path | None = Field(
+        None, description="File with HTTP headers for the collector, one `Name: value` a line, e.g. a token."
+    )
+
+
 class Watch(_Group):
     """The monitor (`stepwatch serve`), beside the other roles under `stepwedge serve`."""
 
@@ -236,6 +252,7 @@ class Settings(BaseSettings):
     http: Http = Http()
     report: Report = Report()
     log: Log = Log()
+    tracing: Tracing = Tracing()
     watch: Watch = Watch()
     constancy: Constancy = Constancy()
     trust: Trust = Trust()
@@ -323,6 +340,8 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         ]
     if isinstance(database := values.get("database"), dict) and isinstance(database.get("password_file"), str):
         values["database"] = {**database, "password_file": folder / database["password_file"]}
+    if isinstance(tracing := values.get("tracing"), dict) and isinstance(tracing.get("headers_file"), str):
+        values["tracing"] = {**tracing, "headers_file": folder / tracing["headers_file"]}
     if isinstance(watch := values.get("watch"), dict) and isinstance(watch.get("config"), str):
         values["watch"] = {**watch, "config": folder / watch["config"]}
     if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from stepwedge import metrics, reference
+from stepwedge import metrics, reference, tracing
 from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
 from stepwedge.errors import InferenceUnavailableError, StepwedgeError
 from stepwedge.identity import Site
@@ -56,6 +56,17 @@ def analyse(bench: Bench, name: str) -> str:
     if unit is None:
         log.error("unit_unknown", unit=name)
         return str(State.FAILED)
+    place = tracing.of_revision(unit.study, unit.revision)
+    with tracing.span("analyse", under=place, kind="consumer", unit=name, study=unit.study) as span:
+        outcome = _analyse_once(bench, unit)
+        span.note(model=unit.model_name, revision=unit.revision, tries=unit.tries, outcome=outcome)
+        if outcome in {UNAVAILABLE, State.FAILED}:
+            span.failed(outcome)
+        return outcome
+
+
+def _analyse_once(bench: Bench, unit: Unit) -> str:
+    name = unit.unit
     try:
         return _analyse(bench, unit)
     except InferenceUnavailableError as error:
@@ -75,12 +86,25 @@ def give_up(bench: Bench, name: str) -> str:
 
 def deliver(bench: Bench, name: str, destination: str) -> str:
     """Send the kept bytes to one destination, once; ``PENDING``, ``DELIVERED`` or ``WITHHELD`` afterwards."""
+    with tracing.span(
+        "deliver", under=tracing.of_unit(name), kind="producer", unit=name, destination=destination
+    ) as span:
+        outcome, error = _deliver_once(bench, name, destination)
+        span.note(outcome=outcome)
+        if error:
+            span.failed("delivery_failed")
+        return outcome
+
+
+def _deliver_once(bench: Bench, name: str, destination: str) -> tuple[str, bool]:
+    """Where the delivery stands then, and whether this attempt failed."""
     try:
-        return _deliver(bench, name, destination)
+        return _deliver(bench, name, destination), False
     except StepwedgeError as error:  # a destination that refuses, or a result that cannot be read
-        return _try_again(bench.store, name, destination, str(error))
+        return _try_again(bench.store, name, destination, str(error)), True
     except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
-        return _try_again(bench.store, name, destination, f"internal error {type(error).__name__} at {where(error)}")
+        said = f"internal error {type(error).__name__} at {where(error)}"
+        return _try_again(bench.store, name, destination, said), True
 
 
 def plan_deliveries(settings: Settings, store: Store, published: Published) -> None:
@@ -192,6 +216,7 @@ def _deliver(bench: Bench, name: str, destination: str) -> str:
         return PENDING
     started = time.perf_counter()
     if delivered_at(bench.settings, name, destination) is None:
+        tracing.note(objects=len(published.objects))
         sink.send([item.path for item in published.objects])
         write_receipt(bench.settings, name, destination, time.time())
     at = delivered_at(bench.settings, name, destination) or time.time()
@@ -236,6 +261,7 @@ def _withhold(store: Store, name: str, destination: str, reason: str) -> str:
 
 def _try_again(store: Store, name: str, destination: str, error: str) -> str:
     attempts = store.set_delivery(name, destination, PENDING, at=time.time(), error=error)
+    tracing.note(attempts=attempts)
     metrics.DELIVERIES.labels(destination, "failed").inc()
     log.warning("delivery_failed", unit=name, destination=destination, attempts=attempts, error=error)
     return PENDING
@@ -280,6 +306,7 @@ def _priority(result: UnitResult) -> str:
 def _end(bench: Bench, unit: Unit, state: State, reasons: tuple[str, ...], priority: str = _UNKNOWN_PRIORITY) -> str:
     before = bench.store.unit(unit.unit)
     bench.store.set_unit(unit.unit, state, reasons, at=time.time())
+    tracing.note(state=state, reasons=reasons)
     if reference.is_reference(bench.settings.data_dir, unit.study):
         return str(state)
     if before is None or before.state is not state:

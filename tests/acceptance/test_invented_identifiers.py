@@ -18,6 +18,7 @@ import httpx
 import pydicom
 import pytest
 import yaml
+from otlp_receiver import StandInCollector, collecting
 from packages import write_package, write_policy
 from peers import Orthanc, free_ports
 from pydicom.datadict import DicomDictionary
@@ -45,6 +46,7 @@ class Morning:
     states: dict[str, str]
     watch_port: int
     texts: dict[str, str]
+    collector: StandInCollector
 
 
 def test_what_is_looked_for_is_found_in_every_form() -> None:
@@ -68,13 +70,14 @@ def morning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Morning]:
         yaml.safe_dump({"http": {"port": watch_port}, "detection": {"poll_seconds": 0.1}}), encoding="utf-8"
     )
     (folder / "orthanc").mkdir()
-    with Orthanc.started(folder / "orthanc") as pacs:
+    with Orthanc.started(folder / "orthanc") as pacs, collecting() as collector:
         values = settings_for(
             package,
             policy,
             [destination(pacs.dicom_port), destination(away, name="away")],
             worker={"analysis_attempts": 2, "analysis_backoff_seconds": 0.1, "delivery_backoff_seconds": 0.5},
             log={"level": "debug", "format": "json"},
+            tracing={"endpoint": collector.endpoint},
         )
         states = {"failed": _failed(home, values, folder)}
         watched = values | {"watch": {"enabled": True, "config": "stepwatch.yaml"}}
@@ -82,11 +85,12 @@ def morning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Morning]:
         service.start()
         try:
             states |= _ended(service, folder, watch_port)
-            yield Morning(service, states, watch_port, _outputs(service, watch_port))
+            yield Morning(service, states, watch_port, _outputs(service, watch_port), collector)
         finally:
             status = service.stop()
     assert status == 0
     assert not found_in(service.log()), _where(service.log())
+    assert not found_in("\n".join(collector.texts)), _where("\n".join(collector.texts))
 
 
 def test_the_studies_ended_as_they_were_meant_to(morning: Morning) -> None:
@@ -103,6 +107,16 @@ def test_no_log_line_metric_page_or_command_output_names_one(morning: Morning) -
     assert "stepwatch_database_up" in morning.texts["metrics of the monitor"]
     assert morning.texts["metrics of the inference server"]
     assert {name: _where(text) for name, text in morning.texts.items() if found_in(text)} == {}
+
+
+def test_no_trace_names_one(morning: Morning) -> None:
+    spans = list(morning.collector.spans)
+    assert {span.role for span in spans} == {"listen", "work", "infer"}
+    assert {"C-STORE", "study", "revision", "analyse", "decode", "infer", "report", "deliver"} <= {
+        s.name for s in spans
+    }
+    assert any(span.failed for span in spans), "spans tell of errors"
+    assert {text for text in morning.collector.texts if found_in(text)} == set()
 
 
 def test_no_table_names_one_but_the_index_of_uids(morning: Morning) -> None:

@@ -30,7 +30,7 @@ from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
-from stepwedge import metrics
+from stepwedge import metrics, tracing
 from stepwedge.dicom.decode import DECODABLE_TRANSFER_SYNTAXES
 from stepwedge.dicom.encoded import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, clean_title
 from stepwedge.dicom.spool import InstanceSpool, Received
@@ -175,6 +175,7 @@ class Listener:
         return status
 
     def _store(self, event: evt.Event) -> int:
+        began = time.time()
         request, sender = event.request, clean_title(event.assoc.requestor.ae_title)
         if request.AffectedSOPClassUID != event.context.abstract_syntax:
             log.warning("instance_refused", reason="sop_class_not_supported", sender=sender)
@@ -205,6 +206,17 @@ class Listener:
             return STATUS_PROCESSING_FAILURE
         with self._lock:
             self._sent.setdefault(event.assoc, set()).add(stored.study)
+        tracing.record(
+            "C-STORE",
+            under=tracing.of_study(stored.study),
+            kind="server",
+            began=began,
+            ended=time.time(),
+            study=stored.study,
+            instance=stored.instance,
+            bytes=len(data),
+            new=stored.new,
+        )
         log.info(
             "instance_stored",
             study=stored.study,

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from stepwedge import metrics
+from stepwedge import metrics, tracing
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.errors import StepwedgeError
 from stepwedge.manifest import Package, selects
@@ -136,12 +136,14 @@ class StudyCloser:
         if isinstance(written, str):
             if self._store.close_study(study, None, contents=contents):
                 self._count(study, written)
+                _trace(study, now, written, len(instances))
                 log.info("study_complete", study=study.study, routing=written, instances=len(instances))
             return []
         write_revision(self._spool, written)
         if not self._store.close_study(study, written.revision, written.units, contents=contents):
             return []  # an instance came in between; the file is written again when the study is quiet
         self._count(study, "routed")
+        _trace(study, now, "routed", len(instances), written)
         log.info(
             "study_complete",
             study=study.study,
@@ -212,6 +214,31 @@ class StudyCloser:
                 log.error("unit_cannot_be_queued", unit=unit.unit, error=type(error).__name__)
                 return
             del self._to_queue[unit.unit]
+
+
+def _trace(study: Study, now: float, routing: str, instances: int, written: RevisionFile | None = None) -> None:
+    """The spans of a study and of its revision, on which those of other roles hang."""
+    first = tracing.of_study(study.study)
+    if study.revision == 0:
+        began = study.first_instance_at
+        tracing.record_at(
+            first, "study", began=began, ended=now, study=study.study, routing=routing, instances=instances
+        )
+    if written is None:
+        return
+    revision = written.revision
+    tracing.record_at(
+        tracing.of_revision(study.study, revision.revision),
+        "revision",
+        under=first,
+        began=revision.last_instance_at,
+        ended=now,
+        study=study.study,
+        revision=revision.revision,
+        instances=instances,
+        routed=len(revision.paths),
+        units=[unit.unit for unit in written.units],
+    )
 
 
 def write_revision(spool: InstanceSpool, written: RevisionFile) -> None:

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwedge import tracing
 from stepwedge.errors import InferenceRefusedError, InferenceUnavailableError
 from stepwedge.inference.wire import MEDIA_TYPE, PRIORITY_HEADER, PROVIDER_HEADER, WireError, decode, encode
 from stepwedge.records import ModelReference
@@ -67,13 +68,9 @@ class InferenceClient:
             body = encode(inputs)
         except WireError as error:
             raise InferenceRefusedError(f"{self._model.name}: {error}") from None
-        headers = {"Content-Type": MEDIA_TYPE} | ({PRIORITY_HEADER: "stat"} if urgent else {})
-        try:
-            response = self._http.post(f"/v1/models/{self._model.digest}/infer", content=body, headers=headers)
-        except httpx.HTTPError as error:
-            raise InferenceUnavailableError(
-                f"{self._http.base_url}: the inference server does not answer ({type(error).__name__}: {error})"
-            ) from error
+        with tracing.span("request", kind="client", model=self._model.name, bytes=len(body), urgent=urgent) as span:
+            response = self._post(body, urgent=urgent)
+            span.note(status=response.status_code)
         if response.status_code != httpx.codes.OK:
             raise self._refusal(response)
         try:
@@ -82,6 +79,16 @@ class InferenceClient:
             raise InferenceUnavailableError(
                 f"{self._http.base_url}: the answer is not one of an inference server: {error}"
             ) from None
+
+    def _post(self, body: bytes, *, urgent: bool) -> httpx.Response:
+        """Any answer of the server. Raises InferenceUnavailableError if there is none."""
+        headers = {"Content-Type": MEDIA_TYPE} | ({PRIORITY_HEADER: "stat"} if urgent else {}) | tracing.header()
+        try:
+            return self._http.post(f"/v1/models/{self._model.digest}/infer", content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise InferenceUnavailableError(
+                f"{self._http.base_url}: the inference server does not answer ({type(error).__name__}: {error})"
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -32,6 +32,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from stepwedge import tracing
 from stepwedge.errors import EngineError, InferenceRefusedError, InferenceUnavailableError
 from stepwedge.inference.wire import (
     MEDIA_TYPE,
@@ -187,7 +188,18 @@ class DataPlane:
         ]
 
     async def infer(self, digest: str, request: Request) -> Response:
-        """Answer one request."""
+        """Answer one request, as a part of the trace that it names."""
+        place = tracing.from_header(request.headers.get(tracing.HEADER))
+        if place is None:
+            return await self._answer(digest, request)
+        with tracing.span("infer", under=place, kind="server") as span:
+            response = await self._answer(digest, request)
+            span.note(status=response.status_code)
+            if response.status_code >= 400:
+                span.failed("refused")
+            return response
+
+    async def _answer(self, digest: str, request: Request) -> Response:
         engine = self._engines.get(digest)
         name = engine.model.name if engine else "unknown"
         held = 0
@@ -207,6 +219,7 @@ class DataPlane:
         finally:
             self._held_bytes -= held
         self._requests.labels(name, "ok").inc()
+        tracing.note(model=name, bytes=held, urgent=urgent, provider=provider, model_seconds=round(seconds, 6))
         self._seconds.labels(name).observe(seconds)
         headers = {PROVIDER_HEADER: provider, MILLISECONDS_HEADER: f"{seconds * 1e3:.3f}"}
         return Response(answer, media_type=MEDIA_TYPE, headers=headers)
@@ -237,6 +250,7 @@ class DataPlane:
 
     async def _in_turn(self, engine: LoadedModel, body: bytearray, *, urgent: bool) -> tuple[bytes, str, float]:
         """Wait for a turn and run the model in a thread: the answer, the provider, the model's seconds."""
+        began = time.perf_counter()
         try:
             # Whoever asked has given up after this time, and will ask again.
             async with asyncio.timeout(self._settings.timeout_seconds):
@@ -245,6 +259,7 @@ class DataPlane:
             raise _RefusalError(503, "busy", "the request waited too long for a turn") from None
         if not has_turn:
             raise _RefusalError(503, "busy", "too many requests wait already")
+        tracing.note(waited_seconds=round(time.perf_counter() - began, 6))
         run = asyncio.get_running_loop().run_in_executor(self._threads, self._run, engine, body)
         # The turn ends with the thread's work, even if the request is cancelled before.
         run.add_done_callback(lambda _: self._turns.give_back())

@@ -7,7 +7,7 @@ neighbours: here every request is read, checked and run alone.
 ==================================  =================================================================================
 ``POST /v1/models/{digest}/infer``  tensors in, tensors out (`stepwedge.inference.wire`), with the provider that ran
                                     the model and its milliseconds as headers; ``X-Stepwedge-Priority: stat`` goes
-                                    ahead of the requests that wait
+                                    ahead of the requests that wait; ``traceparent`` makes it a part of a trace
 ``GET /v1/models``                  what is loaded, on which provider, and how far its golden outputs are off
 ``GET /metrics``                    Prometheus. BentoML's own is off: it labels its counts with the path as the
                                     caller wrote it
@@ -19,6 +19,7 @@ A refusal is JSON, ``{"code": …, "message": …}``: 400 ``malformed``, 404 ``u
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -32,7 +33,7 @@ from typing import NoReturn
 import bentoml
 import structlog
 
-from stepwedge import logs
+from stepwedge import logs, tracing
 from stepwedge.errors import EngineError, SettingsError, StepwedgeError
 from stepwedge.inference.plane import DataPlane, LoadedModel, data_plane
 from stepwedge.manifest import load_package
@@ -78,6 +79,8 @@ class InferenceServer:
             _count_start(home)
             settings = load_settings()
             logs.configure(settings.log, "infer")
+            tracing.start(settings.tracing, "infer")
+            atexit.register(tracing.stop)
             _app.state.plane = DataPlane(_load(settings), settings.inference, _end_worker)
         except StepwedgeError as error:
             _end_server(home, str(error))

@@ -9,13 +9,15 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check bench bench-gates bench-decision bench-department bench-drift lock settings clean
+.PHONY: help demo test check bench bench-capacity bench-gates bench-decision bench-department bench-drift lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
 	@echo "make test    set up, and run the tests"
 	@echo "make check   lint, types, layers"
 	@echo "make bench   rates and latencies, as a table and as JSON"
+	@echo "make bench-capacity"
+	@echo "             studies an hour, CPU seconds a study and memory, by role and number of cores"
 	@echo "make bench-gates, bench-decision, bench-department, bench-drift"
 	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
 	@echo "make lock    resolve the lock files anew"
@@ -53,6 +55,10 @@ check: $(VENV)/test.done
 
 bench: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/end_to_end.py
+
+# How large a machine has to be.
+bench-capacity: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/capacity.py
 
 # What the validity gate refuses and the tamper check catches, and what they let through.
 bench-gates: $(VENV)/test.done

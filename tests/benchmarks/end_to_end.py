@@ -10,15 +10,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from pynetdicom import AE, evt
-from pynetdicom.presentation import StoragePresentationContexts
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "acceptance")]
@@ -26,34 +23,12 @@ sys.path[:0] = [str(TESTS), str(TESTS / "acceptance")]
 from sender import send  # noqa: E402 - after the path to it
 from stepwedge.manifest import load_package  # noqa: E402
 from stepwedge.observation import Observation  # noqa: E402
-from stepwedge.simulate import load_simulator, simulate, to_dicom  # noqa: E402
+from traffic import MODELS, Receiver, burst, write_studies  # noqa: E402
 
 from service import Service, destination, settings_for, until  # noqa: E402
 
-MODELS = TESTS.parent / "models" / "chest-pneumonia"
 ONE_BY_ONE, BURST = 12, 40  # studies
 QUIET_SECONDS = 1.0
-
-
-class Receiver:
-    """A PACS that notes when each study's report comes back."""
-
-    def __init__(self) -> None:
-        self.reports: dict[str, float] = {}
-        application = AE(ae_title="BENCH")
-        application.supported_contexts = StoragePresentationContexts
-        handlers = [(evt.EVT_C_STORE, self._store)]
-        self._server = application.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        self.port = int(self._server.socket.getsockname()[1])
-
-    def _store(self, event: evt.Event) -> int:
-        dataset = event.dataset
-        if dataset.Modality == "SR":
-            self.reports[str(dataset.StudyInstanceUID)] = time.time()
-        return 0x0000
-
-    def stop(self) -> None:
-        self._server.shutdown()
 
 
 def main() -> int:
@@ -68,7 +43,7 @@ def main() -> int:
     )
     service = Service(folder / "service", values)
     print("making studies …", file=sys.stderr)
-    studies = _studies(folder / "studies", ONE_BY_ONE + BURST)
+    studies = write_studies(folder / "studies", ONE_BY_ONE + BURST)
     try:
         print("starting the service …", file=sys.stderr)
         started = time.monotonic()
@@ -77,7 +52,7 @@ def main() -> int:
         print(f"ready after {ready:.1f} s; one study at a time …", file=sys.stderr)
         latencies = [_one(service, receiver, uid, file) for uid, file in studies[:ONE_BY_ONE]]
         print(f"{BURST} studies from four senders …", file=sys.stderr)
-        rate = _burst(service, receiver, studies[ONE_BY_ONE:])
+        rate = BURST / (burst(service, receiver, studies[ONE_BY_ONE:]) - QUIET_SECONDS)
         with service.store() as store:
             rows = [Observation.from_json(body) for _, body in store.observations()][:ONE_BY_ONE]
         raw = _raw_onnxruntime()
@@ -91,48 +66,12 @@ def main() -> int:
     return 0
 
 
-def _studies(folder: Path, count: int) -> list[tuple[str, Path]]:
-    """Simulated children at the size of a real radiograph, DX, uncompressed."""
-    folder.mkdir()
-    rng = np.random.default_rng(5)
-    simulator = load_simulator(MODELS / "simulated.npz")
-    made = []
-    for number in range(count):
-        label = ("bacterial", "viral", "normal")[number % 3]
-        dataset = to_dicom(
-            simulate(simulator, label, rng),
-            rng=rng,
-            age_years=3,
-            patient_name=f"Simulated^Bench {number}",
-            modality="DX",
-        )
-        file = folder / f"{number}.dcm"
-        dataset.save_as(file, enforce_file_format=True)
-        made.append((str(dataset.StudyInstanceUID), file))
-    return made
-
-
 def _one(service: Service, receiver: Receiver, uid: str, file: Path) -> float:
     """Seconds from the acknowledgement of a study's last instance to its report at the PACS, quiet period excluded."""
     send(service.settings.node.port, file)
     sent = time.time()
     until(lambda: uid in receiver.reports, "the report arrives", service)
     return receiver.reports[uid] - sent - QUIET_SECONDS
-
-
-def _burst(service: Service, receiver: Receiver, studies: list[tuple[str, Path]]) -> float:
-    """Reports a second, from the first study sent to the last report, with the quiet period taken off once."""
-    started = time.time()
-    senders = [
-        threading.Thread(target=lambda part=studies[k::4]: [send(service.settings.node.port, f) for _, f in part])
-        for k in range(4)
-    ]
-    for each in senders:
-        each.start()
-    for each in senders:
-        each.join()
-    until(lambda: all(uid in receiver.reports for uid, _ in studies), "every report arrives", service)
-    return len(studies) / (max(receiver.reports[uid] for uid, _ in studies) - started - QUIET_SECONDS)
 
 
 def _raw_onnxruntime() -> float:

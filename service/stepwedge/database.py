@@ -13,10 +13,12 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from stepwedge import migrations
 from stepwedge.errors import SettingsError, StepwedgeError
-from stepwedge.rundir import take
+from stepwedge.migrations import Step, Tables
+from stepwedge.rundir import holder, is_beating, take
 from stepwedge.settings import Settings
-from stepwedge.store import Store
+from stepwedge.store import Store, make_engine
 
 _CONNECT_SECONDS = 10
 _DRIVER = "postgresql+psycopg"
@@ -84,11 +86,44 @@ def open_store(settings: Settings) -> Store:
     """Open or create the database. Raises StepwedgeError where it cannot be reached, without its password."""
     if not is_shared(settings):
         return Store.open_file(settings.database_file)
-    url = store_url(settings)
-    try:
-        return Store(url)
-    except SQLAlchemyError as error:
-        raise StepwedgeError(f"{_place(url)}: {_said(error)}") from None
+    with _answering(settings):
+        return Store(store_url(settings), upgrade=settings.database.upgrade_at_start)
+
+
+def read_tables(settings: Settings) -> Tables:
+    """Which version the database is at; nothing is made. Raises StepwedgeError if it cannot be reached."""
+    if not has_database(settings):
+        return Tables(version=None, works_from=0)
+    with _changing(settings) as db:
+        return migrations.read(db)
+
+
+def upgrade(settings: Settings) -> list[Step]:
+    """Bring the tables to this version; the steps made. Raises StepwedgeError for a database of a newer program."""
+    if not is_shared(settings):
+        settings.database_file.parent.mkdir(parents=True, exist_ok=True)
+    with _changing(settings) as db:
+        steps = migrations.forward(db)
+        why = migrations.refusal(migrations.read(db))
+    if why:
+        raise StepwedgeError(why)
+    return steps
+
+
+def downgrade(settings: Settings, to: int, *, lose: bool = False) -> list[Step]:
+    """Let an older program work with the database again; the steps undone.
+
+    Raises StepwedgeError while a role uses the data folder, and for what cannot be undone.
+    """
+    if holder(settings.data_dir) is not None:
+        raise StepwedgeError(f"{settings.data_dir}: stepwedge serve is using this data folder; stop it first")
+    alive = [file.stem for file in sorted((settings.data_dir / "run").glob("*.json")) if _alive(settings, file.stem)]
+    if alive:
+        raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive[0]} is using this data folder; stop it first")
+    if not has_database(settings):
+        raise StepwedgeError(f"{settings.data_dir}: there is no database yet")
+    with _changing(settings) as db:
+        return migrations.back(db, to, lose=lose)
 
 
 def has_database(settings: Settings) -> bool:
@@ -144,6 +179,31 @@ def own_executor(settings: Settings) -> Iterator[None]:
             connection.close()
     finally:
         engine.dispose()
+
+
+def _alive(settings: Settings, role: str) -> bool:
+    return (role == "listen" or role.startswith("work")) and is_beating(settings.data_dir, role)
+
+
+@contextmanager
+def _changing(settings: Settings) -> Iterator[sa.Connection]:
+    with _answering(settings):
+        engine = make_engine(store_url(settings))
+        try:
+            with migrations.changing(engine) as db:
+                yield db
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _answering(settings: Settings) -> Iterator[None]:
+    """Errors of the database become ours, in a line."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        place = _place(store_url(settings)) if is_shared(settings) else str(settings.database_file)
+        raise StepwedgeError(f"{place}: {_said(error)}") from None
 
 
 def _place(url: sa.URL) -> str:

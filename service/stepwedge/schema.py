@@ -1,7 +1,4 @@
-"""The tables of the database. A change here is a change of ``VERSION``.
-
-Version 2 added tables to version 1, and changed none.
-"""
+"""The tables of the database. A change here is a change of ``VERSION`` and a step in ``migrations``."""
 
 from __future__ import annotations
 
@@ -12,11 +9,15 @@ from typing import Any
 import sqlalchemy as sa
 
 _BUSY_SECONDS = 15
-VERSION = 2
-ADDED_TO = (1,)  # versions that opening turns into this one, by adding what they lack
+VERSION = 3
 
 METADATA = sa.MetaData()
-SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
+SCHEMA = sa.Table(
+    "schema",
+    METADATA,
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("works_from", sa.Integer),  # the oldest version whose program may work with these tables
+)
 INSTANCES = sa.Table(
     "instances",
     METADATA,
@@ -113,19 +114,6 @@ QUARANTINE = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("path", sa.Text),
 )
-
-
-def make_tables(db: sa.Connection) -> int:
-    """Make the tables that are not there; the version of the schema then, ours unless it cannot be."""
-    METADATA.create_all(db)
-    version = db.execute(sa.select(SCHEMA.c.version)).scalar()
-    if version is None:
-        db.execute(sa.insert(SCHEMA).values(version=VERSION))
-    elif version in ADDED_TO:
-        db.execute(sa.update(SCHEMA).values(version=VERSION))
-    else:
-        return int(version)
-    return VERSION
 
 
 def prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -61,6 +61,11 @@ class Database(_Group):
     password: SecretStr | None = Field(
         None, description="The password itself, for the environment; leave it out of the settings file."
     )
+    upgrade_at_start: bool = Field(
+        True,
+        description="Whether a role that starts upgrades the tables. Where it is false, a role refuses an older "
+        "database until `stepwedge database upgrade` has run; SQLite files are always upgraded.",
+    )
 
 
 class Spool(_Group):

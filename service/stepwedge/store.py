@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from stepwedge.entries import Delivery, Quarantined, Revision, StoredInstance, Study, Unit, unit_id
 from stepwedge.errors import StepwedgeError
+from stepwedge.migrations import changing, forward, read, refusal
 from stepwedge.records import State
 from stepwedge.schema import (
     CONSTANCY,
@@ -27,39 +28,32 @@ from stepwedge.schema import (
     REVISIONS,
     STUDIES,
     UNITS,
-    VERSION,
-    make_tables,
     prepare_sqlite,
 )
 
 __all__ = ["Delivery", "Quarantined", "Revision", "Store", "StoredInstance", "Study", "Unit", "unit_id"]
 
-# Numbers of the locks that processes take on PostgreSQL: for the tables at the start, and for rows that are tailed.
-_MAKING_TABLES, _ADDING_ROWS = 5_739_330, 5_739_331
+# The lock that processes take on PostgreSQL for rows that are tailed.
+_ADDING_ROWS = 5_739_331
 
 
 class Store:
     """The database. One object per process; safe for its threads."""
 
-    def __init__(self, url: str | sa.URL) -> None:
-        """Open or create the database. Raises StepwedgeError for a schema of another version."""
-        self._engine = sa.create_engine(url, pool_pre_ping=True, execution_options={"preserve_rowcount": True})
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", prepare_sqlite)
-        with self._engine.connect() as db:
-            if self._engine.dialect.name == "sqlite":
-                # Roles that start together on a new machine make the tables one after the other.
-                db.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
-            version = make_tables(db)
-            db.commit()
-        if version != VERSION:
+    def __init__(self, url: str | sa.URL, *, upgrade: bool = True) -> None:
+        """Open a database; make or upgrade its tables unless told not to. Raises StepwedgeError if they do not fit."""
+        self._engine = make_engine(url)
+        try:
+            with changing(self._engine) as db:
+                if upgrade:
+                    forward(db)
+                why = refusal(read(db))
+        except BaseException:
             self.close()
-            raise StepwedgeError(
-                f"{sa.make_url(url)!r}: the database has schema {version}, this version wants {VERSION}; "
-                "stop the service and run `stepwedge index rebuild`"
-            )
+            raise
+        if why:
+            self.close()
+            raise StepwedgeError(f"{sa.make_url(url)!r}: {why}")
 
     @classmethod
     def open_file(cls, file: Path) -> Store:
@@ -383,6 +377,14 @@ class Store:
 
     def _insert(self, table: sa.Table) -> Any:
         return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def make_engine(url: str | sa.URL) -> sa.Engine:
+    """Connections to a database, set up as every process needs them."""
+    engine = sa.create_engine(url, pool_pre_ping=True, execution_options={"preserve_rowcount": True})
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", prepare_sqlite)
+    return engine
 
 
 def _unit_row(unit: Unit) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def test_a_database_of_another_version_is_refused_with_what_to_do(tmp_path: Path
     file = tmp_path / "index.sqlite"
     Store.open_file(file).close()
     with sqlite3.connect(file) as connection:
-        connection.execute("update schema set version = 99")
+        connection.execute("update schema set version = 99, works_from = 99")
     connection.close()
     with pytest.raises(StepwedgeError, match=r"schema 99.*index rebuild"):
         Store.open_file(file)

@@ -276,7 +276,7 @@ class TestStatus:
     ) -> None:
         Store.open_file(tmp_path / "data" / "db" / "stepwedge.sqlite").close()
         with sqlite3.connect(tmp_path / "data" / "db" / "stepwedge.sqlite") as database:
-            database.execute("update schema set version = 99")
+            database.execute("update schema set version = 99, works_from = 99")
         database.close()
         assert "stepwedge index rebuild" in refusal(capsys, "status", "--config", config)
 

@@ -223,7 +223,7 @@ def test_a_database_of_another_schema_is_no_obstacle(node: Node) -> None:
     node.receive(BRIGHT)
     node.store.close()
     with sqlite3.connect(node.settings.database_file) as database:
-        database.execute("update schema set version = 99")
+        database.execute("update schema set version = 99, works_from = 99")
     database.close()
     assert rebuild(node.settings).startswith("rebuilt: 1 instances")
 

@@ -144,7 +144,8 @@ def analyse_unit(
     intake = take_in(
         [settings.data_dir / path for path in revision.paths],
         {settings.data_dir / item.path: item for item in received},
-        site=site,
+        # Whatever is hashed of a study is hashed under the key that it came under.
+        site=site.naming(unit.study, received[0].study_uid) if received else site,
         equipment=replace(equipment, prints=is_reference(settings.data_dir, unit.study)),
         maximum_bytes=settings.worker.maximum_decoded_bytes,
     )

@@ -26,6 +26,7 @@ from stepwedge import __version__
 from stepwedge.database import is_shared
 from stepwedge.durable import sync_folder
 from stepwedge.errors import StepwedgeError
+from stepwedge.identity import site_file
 from stepwedge.rundir import hold, is_beating
 from stepwedge.settings import Settings
 
@@ -61,7 +62,7 @@ def back_up(settings: Settings, file: Path) -> Saved:
             "backup saves the SQLite files of one machine, and database.url names a PostgreSQL: save it with pg_dump "
             "first and the data folder afterwards, as OPERATIONS.md says"
         )
-    if not settings.database_file.is_file() or not (data_dir / "keys" / "site.json").is_file():
+    if not settings.database_file.is_file() or not site_file(data_dir, settings.site_key_file).is_file():
         raise StepwedgeError(f"{data_dir}: there is no node here; has the service run with these settings?")
     if file.exists():
         raise StepwedgeError(f"{file}: is there already; name another file")

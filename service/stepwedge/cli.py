@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
-from stepwedge.commands import backup, constancy, database, package, policy, reload, simulate, study
+from stepwedge.commands import backup, constancy, database, keys, package, policy, reload, simulate, study
 from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import StepwedgeError
 from stepwedge.settings import load_settings, reference
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add(commands)
     backup.add(commands)
     database.add(commands)
+    keys.add(commands)
 
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stepwedge import migrations
 from stepwedge.errors import SettingsError, StepwedgeError
 from stepwedge.migrations import Step, Tables
-from stepwedge.rundir import holder, is_beating, take
+from stepwedge.rundir import at_work, take
 from stepwedge.settings import Settings
 from stepwedge.store import Store, make_engine
 
@@ -115,11 +115,9 @@ def downgrade(settings: Settings, to: int, *, lose: bool = False) -> list[Step]:
 
     Raises StepwedgeError while a role uses the data folder, and for what cannot be undone.
     """
-    if holder(settings.data_dir) is not None:
-        raise StepwedgeError(f"{settings.data_dir}: stepwedge serve is using this data folder; stop it first")
-    alive = [file.stem for file in sorted((settings.data_dir / "run").glob("*.json")) if _alive(settings, file.stem)]
-    if alive:
-        raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive[0]} is using this data folder; stop it first")
+    role = at_work(settings.data_dir)
+    if role is not None:
+        raise StepwedgeError(f"{settings.data_dir}: stepwedge {role} is using this data folder; stop it first")
     if not has_database(settings):
         raise StepwedgeError(f"{settings.data_dir}: there is no database yet")
     with _changing(settings) as db:
@@ -179,10 +177,6 @@ def own_executor(settings: Settings) -> Iterator[None]:
             connection.close()
     finally:
         engine.dispose()
-
-
-def _alive(settings: Settings, role: str) -> bool:
-    return (role == "listen" or role.startswith("work")) and is_beating(settings.data_dir, role)
 
 
 @contextmanager

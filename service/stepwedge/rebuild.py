@@ -44,7 +44,7 @@ def rebuild_index(settings: Settings) -> str:
         raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive[0]} is using this data folder; stop it first")
     # Whatever is wrong with the packages or the key is found before anything is touched.
     manifests = [load_package(model.package).manifest for model in settings.models]
-    site = load_site(settings.data_dir)
+    site = load_site(settings.data_dir, settings.site_key_file)
     file = settings.database_file
     aside = f"{file.name}.before-{time.strftime('%Y%m%dT%H%M%S')}"
     put_aside = file.exists()

@@ -96,7 +96,7 @@ def listen(settings: Settings) -> int:
         queue = workflow.QueueClient(settings)
         undo.callback(queue.close)
         manifests = [package.manifest for package in packages]
-        site = load_site(settings.data_dir)
+        site = load_site(settings.data_dir, settings.site_key_file)
         spool = InstanceSpool(settings, site, store, manifests, is_own_result)
         spool.prepare()
         listener = Listener(settings.node, spool, own_callers=[site.own_caller])
@@ -161,7 +161,11 @@ def work(settings: Settings) -> int:
             equipment[package.digest] = equip(package, client, policy)
         sinks = {to.name: DicomSink(to, calling_ae=settings.node.ae_title) for to in settings.destinations}
         bench = Bench(
-            settings=settings, site=load_site(settings.data_dir), store=store, equipment=equipment, sinks=sinks
+            settings=settings,
+            site=load_site(settings.data_dir, settings.site_key_file),
+            store=store,
+            equipment=equipment,
+            sinks=sinks,
         )
         remove_unfinished(settings)
         # Other workers know by this whether what we have started will go on.

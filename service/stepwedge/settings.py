@@ -248,6 +248,11 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path("stepwedge-data"), description="Folder for spool, database, results and keys.")
+    site_key_file: Path | None = Field(
+        None,
+        description="File with the node's identity and site keys, e.g. from a Kubernetes Secret (`stepwedge keys new` "
+        "makes one); without it, `keys/site.json` in `data_dir`, made at the first start.",
+    )
     database: Database = Database()
     node: Node = Node()
     spool: Spool = Spool()
@@ -336,6 +341,8 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if isinstance(values.get("data_dir"), str):
         values["data_dir"] = folder / values["data_dir"]
+    if isinstance(values.get("site_key_file"), str):
+        values["site_key_file"] = folder / values["site_key_file"]
     if isinstance(values.get("models"), list):
         values["models"] = [
             {k: folder / v if k in {"package", "policy"} and isinstance(v, str) else v for k, v in model.items()}

@@ -73,7 +73,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; the exit status."""
         settings = self._settings
-        load_site(settings.data_dir)
+        load_site(settings.data_dir, settings.site_key_file)
         workflow.prepare_queue(settings)
         store = open_store(settings)
         server: HttpServer | None = None

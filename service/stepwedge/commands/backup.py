@@ -65,6 +65,7 @@ def _restore(options: argparse.Namespace) -> int:
 def _beside(settings: Settings, config: Path | None) -> list[str]:
     """What a node needs and does not own."""
     named = [config] if config else []
+    named += [settings.site_key_file] if settings.site_key_file else []
     named += [path for model in settings.models for path in (model.package, model.policy)]
     named += [*settings.trust.keys, *([settings.watch.config] if settings.watch.config else [])]
     return [f"  {path}" for path in dict.fromkeys(named)]

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
                 "through the running service, so start it first"
             )
     trust = load_trust(settings.trust.keys)
-    site = load_site(settings.data_dir)
+    site = load_site(settings.data_dir, settings.site_key_file)
     store = open_store(settings)
     status, done = 0, 0
     try:

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stepwedge.commands.config_option import add_config, configured
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = configured(options, "study")
     names = list(_named(options.names))
-    found = readers(settings, names) if options.reader else look_up(settings, names)
+    found: Sequence[dict[str, Any] | None] = readers(settings, names) if options.reader else look_up(settings, names)
     status = 0
     for name, row in zip(names, found, strict=True):
         if row is None:
@@ -91,11 +91,13 @@ def look_up(settings: Settings, names: list[str]) -> list[dict[str, Any] | None]
     _must_be_there(settings)
     if not has_database(settings):
         raise StepwedgeError(f"{settings.data_dir}: no database here; has the service run with these settings?")
-    site, store = load_site(settings.data_dir), open_store(settings)
+    site, store = load_site(settings.data_dir, settings.site_key_file), open_store(settings)
     try:
         found: list[dict[str, Any] | None] = []
         for name in names:
-            study = name if _HASH.fullmatch(name) else site.hash(name)
+            study = name
+            if not _HASH.fullmatch(name):
+                study = site.holding(name, lambda held: store.study(held) is not None).hash(name)
             received = store.instances(study)
             if not received and study == name:
                 found.append(None)
@@ -107,18 +109,28 @@ def look_up(settings: Settings, names: list[str]) -> list[dict[str, Any] | None]
         store.close()
 
 
-def readers(settings: Settings, names: list[str]) -> list[dict[str, Any] | None]:
-    """The codes that labels name readers by. Raises StepwedgeError if there is no node here."""
+def readers(settings: Settings, names: list[str]) -> list[dict[str, Any]]:
+    """The codes that labels name readers by, under the current key and the older ones.
+
+    Raises StepwedgeError if there is no node here.
+    """
     from stepwedge.dicom.verified import reader_code
     from stepwedge.identity import load_site
 
     _must_be_there(settings)
-    site = load_site(settings.data_dir)
-    return [{"name": name, "reader": reader_code(site, name)} for name in names]
+    site = load_site(settings.data_dir, settings.site_key_file)
+    found: list[dict[str, Any]] = []
+    for name in names:
+        code, *older = [reader_code(each, name) for each in site.each()]
+        # Labels of studies that came under an older key name readers under that one.
+        found.append({"name": name, "reader": code} | ({"older": older} if older else {}))
+    return found
 
 
 def _must_be_there(settings: Settings) -> None:
     """An identity would be made where there is none, and hashes by it would be of no use."""
-    file = settings.data_dir / "keys" / "site.json"
+    from stepwedge.identity import site_file
+
+    file = site_file(settings.data_dir, settings.site_key_file)
     if not file.is_file():
         raise StepwedgeError(f"{file}: there is no node here yet; has the service run with these settings?")

@@ -154,8 +154,10 @@ class InstanceSpool:
         identity = read_identity(received.data, received.transfer_syntax_uid, maximum_bytes=limit)
         check_command(identity, sop_class_uid=received.sop_class_uid, sop_uid=received.sop_uid)
         digest = hashlib.sha256(received.data).hexdigest()
-        study = self._site.hash(identity.study_uid)
-        instance = self._site.hash(f"{identity.series_uid}|{identity.sop_uid}")
+        # Under the key that the study came under, if it is here already: the spool is the truth, also of names.
+        site = self._site.holding(identity.study_uid, lambda study: self.study_folder(study).is_dir())
+        study = site.hash(identity.study_uid)
+        instance = site.hash(f"{identity.series_uid}|{identity.sop_uid}")
         path = self.study_folder(study) / f"{instance}.{digest[:16]}.dcm"
         if path.exists():
             if self._store.has_instance(study, instance, digest):
@@ -244,7 +246,8 @@ class InstanceSpool:
         """What a radiologist's report says of our findings, kept beside the observations."""
         if not record.sop_class_uid.startswith(STRUCTURED_REPORTS) or self._is_ours(path):
             return
-        reading = labels_of(path, record.study, self._findings, self._site)
+        site = self._site.naming(record.study, record.study_uid)
+        reading = labels_of(path, record.study, self._findings, site)
         withdrawn = replaced(self._store.labels(record.study), reading) if reading.withdrawals else []
         for label in (*reading.labels, *withdrawn):
             new = self._store.add_label(label.label, label.study, label.to_json())

@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
-LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-strip-extras --group build
+LOCK_ALONE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-strip-extras
+LOCK := $(LOCK_ALONE) --group build
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
@@ -87,6 +88,10 @@ lock: $(VENV)/bin/python
 	@$(LOCK) --extra service -c requirements-test.txt pyproject.toml -o requirements-service.txt
 	@$(LOCK) --extra snapshot -c requirements-test.txt pyproject.toml -o requirements-monitor.txt
 	@$(LOCK) --extra train -c requirements-test.txt pyproject.toml -o requirements-train.txt
+	@$(LOCK_ALONE) --group wheel -c requirements-test.txt -o requirements-build.txt
+	@$(LOCK_ALONE) --extra service --override service/image/overrides.txt -c requirements-test.txt --no-emit-package onnxruntime-gpu pyproject.toml -o requirements-image-service.txt
+	@$(LOCK_ALONE) --extra service --extra cuda -c requirements-test.txt pyproject.toml -o requirements-image-cuda.txt
+	@$(LOCK_ALONE) --extra snapshot --extra postgresql -c requirements-test.txt pyproject.toml -o requirements-image-monitor.txt
 
 clean:
 	@rm -rf $(VENV) demo-data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -89,7 +89,8 @@ lock: $(VENV)/bin/python
 	@$(LOCK) --extra snapshot -c requirements-test.txt pyproject.toml -o requirements-monitor.txt
 	@$(LOCK) --extra train -c requirements-test.txt pyproject.toml -o requirements-train.txt
 	@$(LOCK_ALONE) --group wheel -c requirements-test.txt -o requirements-build.txt
-	@$(LOCK_ALONE) --extra service --override service/image/overrides.txt -c requirements-test.txt --no-emit-package onnxruntime-gpu pyproject.toml -o requirements-image-service.txt
+	@grep '^[a-z]' requirements-test.txt | grep -v '^onnxruntime' | sed 's/ \\$$//' > $(VENV)/tested.txt
+	@$(LOCK_ALONE) --extra service --override service/image/overrides.txt -c $(VENV)/tested.txt --no-annotate --no-emit-package onnxruntime-gpu pyproject.toml -o requirements-image-service.txt
 	@$(LOCK_ALONE) --extra service --extra cuda -c requirements-test.txt pyproject.toml -o requirements-image-cuda.txt
 	@$(LOCK_ALONE) --extra snapshot --extra postgresql -c requirements-test.txt pyproject.toml -o requirements-image-monitor.txt
 

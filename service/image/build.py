@@ -1,7 +1,7 @@
 """Builds both images, measures them, and puts their bills of materials and licences into a folder.
 
-``make image``; with docker, podman or buildah, whichever is there. Where pip has an index or a certificate of its own on
-this machine, the build gets them as secrets, which no layer keeps. Status 1 if an image is larger than it may be.
+``make image``; with docker, podman or buildah, whichever is there. Where pip has an index or a certificate of its own
+on this machine, the build gets them as secrets, which no layer keeps. Status 1 if an image is larger than it may be.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 _TOP = Path(__file__).parents[2]
 _LISTS = "/usr/share/doc/stepwedge"
 _ENGINES = ("docker", "podman", "buildah")
+_HANDED_ON = ("cert", "index-url", "extra-index-url", "trusted-host", "timeout", "default-timeout")  # pip's settings
 _UNITS = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -85,9 +86,7 @@ def pip_secrets(folder: Path) -> list[str]:
     """Arguments that hand on this machine's index and certificate; none where pip runs as it comes."""
     found: dict[str, str] = {}
     for line in _output([sys.executable, "-m", "pip", "config", "list"]).splitlines():
-        named = re.fullmatch(
-            r"[\w:.]*?\.(cert|index-url|extra-index-url|trusted-host|timeout|default-timeout)='(.*)'", line
-        )
+        named = re.fullmatch(rf"[\w:.]*?\.({'|'.join(_HANDED_ON)})='(.*)'", line)
         if named:
             found.setdefault(named[1].removeprefix("default-"), named[2])
     arguments: list[str] = []
@@ -130,8 +129,8 @@ def main() -> int:
             size = size_mb(engine, reference)
             print(f"{reference}: {size:.0f} MB" + ("" if cuda else f", at most {image.largest_mb}"))  # noqa: T201
             too_large |= not cuda and size > image.largest_mb
-    sizes = "An image is larger than it may be." if too_large else f"Bills of materials and licences: {options.out}"
-    print(sizes)  # noqa: T201
+    said = "An image is larger than it may be." if too_large else f"Bills of materials and licences: {options.out}"
+    print(said)  # noqa: T201
     return int(too_large)
 
 

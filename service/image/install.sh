@@ -22,13 +22,15 @@ if [ "$environment" = /opt/stepwedge ]; then
             rm -rf "$package/include"
         fi
     done
-    rm -rf jupyterlab_plotly statsmodels/datasets/*/*.csv
+    rm -rf jupyterlab_plotly statsmodels/datasets/*/*.csv sqlalchemy/testing
     rm -f pyarrow/*flight* pyarrow/*substrait*.so* pyarrow/libarrow_s3* pyarrow/_s3fs*.so pyarrow/*.pxi pyarrow/*.pyx
+    # The wheel has these under three names, of which the middle one is loaded.
+    rm -f pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*.*
     # By hash and unchecked: dates of files change from layer to layer, and must not make Python compile again.
     # A package may hold a template that is no Python; that is no reason to stop.
     "$environment/bin/python" -m compileall -q -q --invalidation-mode unchecked-hash "$environment/lib" || true
-    # Thousands of modules of which a page loads a few.
-    for folder in plotly/validators plotly/graph_objs faker/providers; do
-        if [ -d "$folder" ]; then find "$folder" -depth -type d -name __pycache__ -exec rm -rf {} +; fi
+    # Thousands of modules of which a page, drawn once a day in a process of its own, loads a few.
+    for package in plotly faker nltk litestar polyfactory statsmodels; do
+        if [ -d "$package" ]; then find "$package" -depth -type d -name __pycache__ -exec rm -rf {} +; fi
     done
 fi

@@ -71,7 +71,7 @@ def objection(part: Part) -> str | None:
     # `A OR B`, and two classifiers as some projects mean them, leave the choice to us.
     choices = re.split(r"\s+OR\s+", licence)
     if not licence.strip():
-        return f"{part.name} {part.version}: its metadata names no licence; read the text that it comes with, and name it in READ"
+        return f"{part.name} {part.version}: its metadata names no licence; read its text, and name it in READ"
     if all(_STRONG.search(choice) for choice in choices):
         return f"{part.name} {part.version}: {part.licence}: the GPL may not be in the image"
     if all(_LESSER.search(choice) for choice in choices) and part.name not in LESSER:

@@ -10,7 +10,7 @@ LOCK := $(LOCK_ALONE) --group build
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check image bench bench-capacity bench-gates bench-decision bench-department bench-drift lock settings clean
+.PHONY: help demo test check image chart bench bench-capacity bench-gates bench-decision bench-department bench-drift lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-gates, bench-decision, bench-department, bench-drift"
 	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
 	@echo "make image   build the container images, measure them, write bills of materials and licences"
+	@echo "make chart   write the schema of the chart's values anew, and pack the chart where helm is installed"
 	@echo "make lock    resolve the lock files anew"
 	@echo "make clean   remove the environment and the demo's data"
 
@@ -50,8 +51,8 @@ test: $(VENV)/test.done
 	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --ignore tests/benchmarks
 
 check: $(VENV)/test.done
-	@$(BIN)/ruff check service monitoring models tests
-	@$(BIN)/ruff format --check service monitoring models tests
+	@$(BIN)/ruff check service monitoring models helm tests
+	@$(BIN)/ruff format --check service monitoring models helm tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -82,6 +83,12 @@ bench-drift: $(VENV)/test.done
 # IMAGE_ARGUMENTS='--tag 0.1.0 --base python:3.12-slim-bookworm@sha256:… --cuda'
 image: $(VENV)/bin/python
 	@$(BIN)/python service/image/build.py $(IMAGE_ARGUMENTS)
+
+# The settings that the chart takes are the programs' own; dashboards and rules are links to monitoring/.
+chart: $(VENV)/demo.done
+	@$(BIN)/python helm/stepwedge/schema.py
+	@if command -v helm >/dev/null; then helm package helm/stepwedge --destination build/chart; \
+	else echo "helm is not installed: the chart was not packed"; fi
 
 settings: $(VENV)/demo.done
 	@$(BIN)/stepwedge settings

@@ -1,4 +1,4 @@
-"""Writes values.schema.json: schema.yaml, with the settings of the service and of the monitor as the programs take them.
+"""Writes values.schema.json: schema.yaml, with the settings of service and monitor as the programs take them.
 
 ``make chart`` runs it. So a misspelt setting is named at `helm install`, and not by a role that does not start.
 """

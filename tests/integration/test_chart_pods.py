@@ -62,7 +62,7 @@ def test_the_migration_needs_nothing_that_the_release_makes(values: str) -> None
     pod = pods(render(values))["migration"]
     there = set(_existing(yaml.safe_load(VALUE_SETS[values].read_text(encoding="utf-8"))))
     assert set(_referred(pod)) <= there
-    assert pod["spec"]["serviceAccountName"] == "default"
+    assert pod["spec"]["serviceAccountName"] == ("radiology" if values == "no-cluster-admin" else "default")
 
 
 @pytest.mark.parametrize("values", SETS)

@@ -125,6 +125,7 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     (container,) = pods(render("ha-postgresql"))["page"]["spec"]["containers"]
     told = environment(container)
     assert told["STEPWEDGE_WATCH__URL"] == f"http://{NAME}-stepwatch:9108"
+    assert told["STEPWEDGE_WATCH__TOKEN_FILE"] == "/run/secrets/stepwatch-token/token"
     assert told["STEPWEDGE_PAGE__URL"] == "https://stepwedge.example"
     assert told["STEPWEDGE_PAGE__OIDC__CLIENT_SECRET_FILE"] == "/run/secrets/stepwedge-oidc/client-secret"
     assert json.loads(told["STEPWEDGE_PAGE__OIDC__ROLES"]) == {

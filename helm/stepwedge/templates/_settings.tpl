@@ -1,7 +1,8 @@
-{{- /* stepwedge.yaml: what the site says, and over it what only the chart can know. */}}
+{{- /* stepwedge.yaml: what the site says, and over it what only the chart can know. The image of the service lacks what
+  the monitor needs, so that `serve` starts none beside the one in a container of its own. */}}
 {{- define "stepwedge.settings" -}}
 {{- $single := eq .Values.mode "single" -}}
-{{- $own := dict "data_dir" "/data" "watch" (dict "enabled" false) "models" .Values.models.run -}}
+{{- $own := dict "data_dir" "/data" "watch" (dict "enabled" .Values.stepwatch.enabled) "models" .Values.models.run -}}
 {{- $_ := set $own "node" (dict "host" "0.0.0.0" "port" 11112) -}}
 {{- with .Values.siteKey.existingSecret }}
 {{- $_ := set $own "site_key_file" (printf "/run/secrets/stepwedge-site/%s" $.Values.siteKey.key) }}

@@ -1,5 +1,6 @@
 {{- /* The volumes of a role, and where they are in the container. Each role gets what it reads, and no more.
-  list CONTEXT WHAT, of: settings, watch, data, watchData, database, models, keys, page. */}}
+  list CONTEXT WHAT, of: settings, data, database, models, siteKey, trust, tracing; of the monitor: watch, watchToken,
+  watchData, databaseAuthority (the password is in its environment); page. */}}
 {{- define "stepwedge.volumes" -}}
 {{- $root := index . 0 -}}
 {{- $what := rest . -}}
@@ -14,6 +15,8 @@
 {{- if has "watch" $what }}
 - name: watch-settings
   configMap: {name: {{ $name }}-stepwatch}
+{{- end }}
+{{- if has "watchToken" $what }}
 {{- with $values.stepwatch.token.existingSecret }}
 - name: stepwatch-token
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -68,13 +71,13 @@
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
-{{- if has "keys" $what }}
+{{- if has "siteKey" $what }}
 {{- with $values.siteKey.existingSecret }}
 - name: site-key
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
-{{- if or (has "keys" $what) (has "trust" $what) }}
+{{- if has "trust" $what }}
 {{- with $values.trust.existingSecret }}
 - name: trust
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -83,6 +86,8 @@
 - name: trust
   configMap: {name: {{ . }}}
 {{- end }}
+{{- end }}
+{{- if has "tracing" $what }}
 {{- with $values.tracing.existingSecret }}
 - name: tracing
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -110,6 +115,8 @@
 {{- end }}
 {{- if has "watch" $what }}
 - {name: watch-settings, mountPath: /etc/stepwedge, readOnly: true}
+{{- end }}
+{{- if has "watchToken" $what }}
 {{- if $values.stepwatch.token.existingSecret }}
 - {name: stepwatch-token, mountPath: /run/secrets/stepwatch-token, readOnly: true}
 {{- end }}
@@ -131,15 +138,17 @@
 - {name: policies, mountPath: /policies, readOnly: true}
 {{- end }}
 {{- end }}
-{{- if has "keys" $what }}
+{{- if has "siteKey" $what }}
 {{- if $values.siteKey.existingSecret }}
 - {name: site-key, mountPath: /run/secrets/stepwedge-site, readOnly: true}
 {{- end }}
 {{- end }}
-{{- if or (has "keys" $what) (has "trust" $what) }}
+{{- if has "trust" $what }}
 {{- if or $values.trust.existingSecret $values.trust.existingConfigMap }}
 - {name: trust, mountPath: /run/secrets/stepwedge-trust, readOnly: true}
 {{- end }}
+{{- end }}
+{{- if has "tracing" $what }}
 {{- if $values.tracing.existingSecret }}
 - {name: tracing, mountPath: /run/secrets/stepwedge-tracing, readOnly: true}
 {{- end }}

@@ -18,11 +18,15 @@ from peers import Orthanc, free_ports, require_tool
 from postgresql import PASSWORD, PostgreSQL
 from referenced import write_referenced, write_studies
 from sender import make_study, send
+from stepwedge.settings import Settings
 
 from service import destination, until
 
 CALLER = "MODALITY"
-WORKERS = 2
+LISTENER, PAGE = f"{NAME}-listener-0", f"{NAME}-page-0"
+WORKERS = [f"{NAME}-worker-{number}" for number in range(2)]
+# Whether this version has the page as a role of its own.
+HAS_PAGE = "page" in Settings.model_fields
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,15 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgresql: PostgreSQL) -> It
     require_tool("helm")
     folder = tmp_path_factory.mktemp("site")
     given = _given(folder / "given")
-    workers = [f"{NAME}-worker-{number}" for number in range(WORKERS)]
-    ports = free_ports(4 + WORKERS)
+    roles = [LISTENER, *WORKERS, *([PAGE] if HAS_PAGE else [])]
+    ports = free_ports(3 + len(roles))
+    pages = dict(zip(roles, ports[3:], strict=True))
     with Orthanc.started(folder) as orthanc:
         resources = render("external-prometheus", {
             "database": {"url": postgresql.new_database()},
             "siteKey": {"existingSecret": "site"},
             "models": {"run": [{"package": "/models/package", "policy": "/models/policy.yaml"}]},
-            "page": {"enabled": False},
+            "page": {"enabled": HAS_PAGE},
             "networkPolicy": {"enabled": False},
             "settings": {
                 "node": {"allowed_callers": [CALLER]},
@@ -72,11 +77,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgresql: PostgreSQL) -> It
         })  # fmt: skip
         services = {
             f"{NAME}-inference:3000": f"127.0.0.1:{ports[1]}", f"{NAME}-stepwatch:9108": f"127.0.0.1:{ports[2]}",
-            f"{NAME}-worker:8080": f"127.0.0.1:{ports[4]}", f"{NAME}-listener:11112": f"127.0.0.1:{ports[0]}",
-            f"{NAME}-listener": "127.0.0.1",
+            f"{NAME}-worker:8080": f"127.0.0.1:{pages[WORKERS[0]]}", f"{NAME}-listener:11112": f"127.0.0.1:{ports[0]}",
+            f"{NAME}-listener": "127.0.0.1", f"{NAME}-page:8080": f"127.0.0.1:{pages.get(PAGE)}",
         }  # fmt: skip
         kubelet = Kubelet(folder, resources, given, services)
-        pages = dict(zip([f"{NAME}-listener-0", *workers], ports[3:], strict=True))
         try:
             yield Site(kubelet, ports[0], ports[1], ports[2], pages, orthanc)
         finally:
@@ -94,6 +98,12 @@ def _given(folder: Path) -> dict[str, Path]:
     (made["Secret stepwedge-webhook"] / "token").write_text(secrets.token_hex(32))
     command = [sys.executable, "-m", "stepwedge", "keys", "new", str(made["Secret site"] / "site.json")]
     subprocess.run(command, check=True, capture_output=True)
+    if HAS_PAGE:
+        tokens = made["Secret stepwedge-page-tokens"] = folder / "tokens"
+        tokens.mkdir()
+        command = [sys.executable, "-m", "stepwedge", "page-token", "--name", "invented", "--role", "viewer"]
+        entry = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        (tokens / "tokens.yaml").write_text(entry)
     write_referenced(made["Claim models"] / "package", write_studies(folder / "studies"))
     write_policy(made["Claim models"] / "policy.yaml")
     return made
@@ -107,26 +117,27 @@ def _is_ready(port: int) -> bool:
 
 
 def test_the_release_comes_up_in_its_order_answers_and_ends(site: Site, tmp_path: Path) -> None:
-    kubelet, listener = site.kubelet, f"{NAME}-listener-0"
-    workers = [name for name in site.pages if "worker" in name]
+    kubelet = site.kubelet
     # Before the migration a role does not start, and says why: Kubernetes starts it again.
-    assert kubelet.run("listener", listener, **site.network(listener))[0] == 2
-    assert "stepwedge database upgrade" in kubelet.log(listener).read_text()
+    assert kubelet.run("listener", LISTENER, **site.network(LISTENER))[0] == 2
+    assert "stepwedge database upgrade" in kubelet.log(LISTENER).read_text()
     status, said = kubelet.run("migration", f"{NAME}-migration")
     assert status == 0, said
 
     site.start("inference", f"{NAME}-inference-0")
-    site.start("listener", listener)
-    for name in workers:
+    site.start("listener", LISTENER)
+    for name in WORKERS:
         site.start("worker", name)
     site.start("stepwatch", f"{NAME}-stepwatch-0")
+    if HAS_PAGE:
+        site.start("page", PAGE)
     for port in (*site.pages.values(), site.inference, site.watch):
         until(lambda port=port: _is_ready(port), f"port {port} is ready")
 
     # helm test
     status, said = kubelet.run("test", f"{NAME}-test")
     assert status == 0, said
-    assert said.count("is well") == 4
+    assert said.count("is well") == 4 + HAS_PAGE
 
     # The main job.
     sent = [make_study(tmp_path, number) for number in range(4)]
@@ -147,10 +158,10 @@ def test_the_release_comes_up_in_its_order_answers_and_ends(site: Site, tmp_path
 
     logs = "".join(kubelet.log(name).read_text(errors="replace") for name in [*kubelet.running, f"{NAME}-migration"])
     assert PASSWORD not in logs
-    assert {f'"executor": "{name}"' in logs or f'"executor":"{name}"' in logs for name in workers} == {True}
+    assert {f'"executor": "{name}"' in logs or f'"executor":"{name}"' in logs for name in WORKERS} == {True}
     # Each in order, and within the time that the chart gives it.
     assert {name: kubelet.stop(name) for name in list(kubelet.running)} == dict.fromkeys(
-        [f"{NAME}-inference-0", listener, *workers, f"{NAME}-stepwatch-0"], 0
+        [*site.pages, f"{NAME}-inference-0", f"{NAME}-stepwatch-0"], 0
     )
 
 
@@ -158,4 +169,4 @@ def test_helms_test_says_who_does_not_answer(site: Site) -> None:
     status, said = site.kubelet.run("test", f"{NAME}-test-2")
     assert status == 1
     assert "takes no association" in said
-    assert said.count("is not ready") == 3
+    assert said.count("is not ready") == 3 + HAS_PAGE

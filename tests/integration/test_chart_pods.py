@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CHART, NAME, VALUE_SETS, Resource, containers, named, of_kind, pods, render, selects
+from charts import CHART, NAME, VALUE_SETS, Resource, containers, named, of_kind, pods, render, run_helm, selects
 from peers import require_tool
 from stepwedge import __version__
 from stepwedge.settings import Worker
@@ -55,6 +55,20 @@ def test_what_a_pod_refers_to_is_made_or_said_to_be_there(values: str) -> None:
     there |= {f"Claim {item['metadata']['name']}" for item in of_kind(resources, "PersistentVolumeClaim")}
     for component, pod in pods(resources).items():
         assert set(_referred(pod)) <= there, component
+
+
+@pytest.mark.parametrize("values", SETS)
+def test_an_administrator_is_told_what_has_to_be_there(values: str) -> None:
+    arguments = ("install", "site", str(CHART), "--dry-run=client", "--values", str(VALUE_SETS[values]))
+    status, said = run_helm(*arguments, "--namespace", "radiology")
+    assert status == 0, said
+    listed = said.partition("What has to be there already in the namespace:")[2].partition("A pod that waits")[0]
+    there = {line.strip().replace("PersistentVolumeClaim", "Claim") for line in listed.splitlines() if line.strip()}
+    given = yaml.safe_load(VALUE_SETS[values].read_text(encoding="utf-8"))
+    wanted = {f"Secret {name}" for name in given.get("images", {}).get("pullSecrets", [])} | set(_existing(given))
+    if secret := given.get("page", {}).get("ingress", {}).get("tlsSecret"):
+        wanted.add(f"Secret {secret}")
+    assert there == wanted
 
 
 @pytest.mark.parametrize("values", DISTRIBUTED)

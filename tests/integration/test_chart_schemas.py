@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import kubernetes_validate
 import pytest
-from charts import CHART, VALUE_SETS, Resource, of_kind, render, run_helm
+from charts import CHART, VALUE_SETS, Resource, containers, of_kind, pods, render, run_helm
 from cloudcoil.models.prometheus_operator import v1 as operator
 
 OLDEST, NEWEST = "1.28", "1.37"
@@ -93,6 +94,46 @@ def test_nothing_belongs_to_the_whole_cluster(values: str) -> None:
     resources = render(values)
     assert {item["kind"] for item in resources} <= namespaced
     assert not [item for item in resources if "namespace" in item["metadata"]]
+
+
+def _labels(resource: Any) -> Iterator[tuple[str, str]]:
+    """Every label and selector, wherever it stands."""
+    if isinstance(resource, list):
+        for item in resource:
+            yield from _labels(item)
+    elif isinstance(resource, dict):
+        for key, value in resource.items():
+            if key in {"labels", "matchLabels"} and isinstance(value, dict):
+                yield from value.items()
+            yield from _labels(value)
+
+
+@pytest.mark.parametrize("values", SETS)
+def test_what_the_server_asks_for_beyond_its_schemas_holds(values: str) -> None:
+    resources = render(values)
+    for key, value in _labels(resources):
+        assert re.fullmatch(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", key)
+        assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
+    for item in of_kind(resources, "ConfigMap"):
+        assert sum(len(text.encode()) for text in item["data"].values()) < 1 << 20
+    for pod in pods(resources).values():
+        names = [container["name"] for container in containers(pod)]
+        assert len(set(names)) == len(names)
+        for container in containers(pod):
+            ports = [port["name"] for port in container.get("ports", [])]
+            assert all(re.fullmatch(r"[a-z][a-z0-9-]{0,14}", port) for port in ports)
+            mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+            assert len(set(mounts)) == len(mounts)
+            variables = [item["name"] for item in container.get("env", [])]
+            assert len(set(variables)) == len(variables)
+            for name, most in container["resources"]["requests"].items():
+                limit = container["resources"]["limits"].get(name)
+                assert limit is None or _amount(str(most)) <= _amount(str(limit))
+
+
+def _amount(quantity: str) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)(\D*)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * {"": 1, "m": 1e-3, "Mi": 1 << 20, "Gi": 1 << 30}[unit]
 
 
 @pytest.mark.parametrize("values", SETS)

@@ -12,7 +12,9 @@ from stepwedge import cli as stepwedge_cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    file for pattern in ("*.md", "service/*.md", "monitoring/*.md", "models/*.md") for file in ROOT.glob(pattern)
+    file
+    for pattern in ("*.md", "service/*.md", "monitoring/*.md", "models/*.md", "helm/*/*.md")
+    for file in ROOT.glob(pattern)
 )
 PARSERS = {"stepwedge": stepwedge_cli._parser(), "stepwatch": stepwatch_cli._parser()}
 IN_LINE = re.compile(r"`((?:stepwedge|stepwatch) [a-z][^`]*)`")

@@ -33,10 +33,10 @@ class Kubelet:
             self._given[f"Claim {item['metadata']['name']}"] = claim
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, component: str, name: str, **network: str) -> subprocess.Popen[bytes]:
-        """Start a pod's container; ``network`` are its own addresses."""
+    def start(self, component: str, name: str, number: int = 0, **network: str) -> subprocess.Popen[bytes]:
+        """Start one of a pod's containers; ``network`` are its own addresses."""
         pod = self._pods[component]
-        (container,) = pod["spec"]["containers"]
+        container = pod["spec"]["containers"][number]
         own = self._folder / "pods" / f"{name}-{len(list(self._folder.glob(f'pods/{name}-*')))}"
         mounts = {
             mount["mountPath"]: self._volume(volume, own / mount["name"])
@@ -65,6 +65,12 @@ class Kubelet:
         status = self.start(component, name, **network).wait(200)
         del self.running[name]
         return status, self.log(name).read_text(errors="replace")
+
+    def probe(self, component: str, number: int, probe: str) -> bool:
+        """Whether a probe that is a command says that all is well."""
+        command = self._pods[component]["spec"]["containers"][number][probe]["exec"]["command"]
+        told = [self._moved(item, {"/unused": self._folder}) for item in command[1:]]
+        return subprocess.run([sys.executable, *told], capture_output=True, check=False).returncode == 0
 
     def log(self, name: str) -> Path:
         """Where a pod writes."""
@@ -119,7 +125,7 @@ class Kubelet:
         for service, address in self._services.items():
             text = text.replace(service, address)
         longest = sorted(mounts, key=len, reverse=True)
-        pattern = rf"(?<![\w/.:-])({'|'.join(map(re.escape, longest))})(?=/|$|\s)"
+        pattern = rf"(?<![\w.:-])({'|'.join(map(re.escape, longest))})(?=/|$|\s)"
         return re.sub(pattern, lambda found: str(mounts[found[1]]), text)
 
 

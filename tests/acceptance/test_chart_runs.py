@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +26,11 @@ from service import destination, until
 CALLER = "MODALITY"
 LISTENER, PAGE = f"{NAME}-listener-0", f"{NAME}-page-0"
 WORKERS = [f"{NAME}-worker-{number}" for number in range(2)]
+SETTINGS: dict[str, Any] = {
+    "node": {"allowed_callers": [CALLER]},
+    "spool": {"reserve_bytes": 0},
+    "completeness": {"quiet_seconds": 1, "quiet_seconds_by_modality": {}, "poll_seconds": 0.1},
+}
 # Whether this version has the page as a role of its own.
 HAS_PAGE = "page" in Settings.model_fields
 
@@ -68,12 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgresql: PostgreSQL) -> It
             "models": {"run": [{"package": "/models/package", "policy": "/models/policy.yaml"}]},
             "page": {"enabled": HAS_PAGE},
             "networkPolicy": {"enabled": False},
-            "settings": {
-                "node": {"allowed_callers": [CALLER]},
-                "spool": {"reserve_bytes": 0},
-                "completeness": {"quiet_seconds": 1, "quiet_seconds_by_modality": {}, "poll_seconds": 0.1},
-                "destinations": [destination(orthanc.dicom_port)],
-            },
+            "settings": {**SETTINGS, "destinations": [destination(orthanc.dicom_port)]},
         })  # fmt: skip
         services = {
             f"{NAME}-inference:3000": f"127.0.0.1:{ports[1]}", f"{NAME}-stepwatch:9108": f"127.0.0.1:{ports[2]}",
@@ -107,6 +108,40 @@ def _given(folder: Path) -> dict[str, Path]:
     write_referenced(made["Claim models"] / "package", write_studies(folder / "studies"))
     write_policy(made["Claim models"] / "policy.yaml")
     return made
+
+
+def test_one_pod_alone_does_the_main_job_beside_its_monitor(tmp_path: Path) -> None:
+    require_tool("helm")
+    dicom, inference, http, watch = free_ports(4)
+    with Orthanc.started(tmp_path) as orthanc:
+        resources = render("laptop", {
+            "models": {"run": [{"package": "/models/package", "policy": "/models/policy.yaml"}]},
+            "networkPolicy": {"enabled": False},
+            "settings": {
+                **SETTINGS, "constancy": {"enabled": False}, "destinations": [destination(orthanc.dicom_port)],
+            },
+        })  # fmt: skip
+        services = {"127.0.0.1:8080": f"127.0.0.1:{http}", "127.0.0.1:9108": f"127.0.0.1:{watch}"}
+        kubelet = Kubelet(tmp_path, resources, _given(tmp_path / "given"), services)
+        assert not kubelet.probe("single", 0, "livenessProbe")
+        try:
+            kubelet.start(
+                "single", "stepwedge", STEPWEDGE_NODE__HOST="127.0.0.1", STEPWEDGE_NODE__PORT=str(dicom),
+                STEPWEDGE_HTTP__PORT=str(http), STEPWEDGE_INFERENCE__PORT=str(inference),
+                STEPWEDGE_WATCH__ENABLED="false",  # as in the image, which has nothing of the monitor
+            )  # fmt: skip
+            kubelet.start("single", "stepwatch", 1, STEPWATCH_HTTP__PORT=str(watch))
+            for number in (0, 1):
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    until(lambda probe=probe, number=number: kubelet.probe("single", number, probe), f"{probe} is well")
+            study = make_study(tmp_path, 0)
+            send(dicom, study.file)
+            until(lambda: len(orthanc.instances(study.study_uid)) == 2, "the report is there")
+            metrics = f"http://127.0.0.1:{watch}/metrics"
+            until(lambda: "stepwatch_database_up 1.0" in httpx.get(metrics).text, "the monitor sees the database")
+            assert [kubelet.stop(name) for name in ("stepwatch", "stepwedge")] == [0, 0]
+        finally:
+            kubelet.end()
 
 
 def _is_ready(port: int) -> bool:

@@ -9,18 +9,12 @@ from typing import Any
 import pytest
 import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, named, of_kind, pods, render, run_helm, selects
-from peers import require_tool
 from stepwedge import __version__
 from stepwedge.settings import Worker
 
 SETS = list(VALUE_SETS)
 DISTRIBUTED = [values for values in SETS if values != "laptop"]
 ROLES = {"listener": "listen", "worker": "work", "inference": "infer", "stepwatch": "serve", "page": "page"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def helm() -> None:
-    require_tool("helm")
 
 
 def _existing(values: Any) -> Iterator[str]:
@@ -110,6 +104,10 @@ def test_what_selects_pods_selects_those_of_its_own(values: str) -> None:
     labels = {component: pod["metadata"]["labels"] for component, pod in pods(resources).items()}
     for item in of_kind(resources, "Deployment", "StatefulSet", "PodDisruptionBudget"):
         component = item["metadata"]["labels"]["app.kubernetes.io/component"]
+        # It cannot be changed later: nothing in it may come with a version.
+        assert set(item["spec"]["selector"]["matchLabels"]) == {
+            "app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component",
+        }  # fmt: skip
         assert [name for name, each in labels.items() if selects(item["spec"]["selector"], each)] == [component]
 
 

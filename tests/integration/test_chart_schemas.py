@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import kubernetes_validate
 import pytest
 from charts import CHART, VALUE_SETS, Resource, containers, of_kind, pods, render, run_helm
 from cloudcoil.models.prometheus_operator import v1 as operator
+from kubernetes_validate import utils
 
 OLDEST, NEWEST = "1.28", "1.37"
 SETS = list(VALUE_SETS)
 OPERATOR = {"ServiceMonitor": operator.ServiceMonitor, "PrometheusRule": operator.PrometheusRule}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """The library reads a megabyte of schemas for each resource anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 def test_there_are_six_sets_of_values() -> None:

@@ -448,6 +448,7 @@ def _print(result: dict[str, Any]) -> None:
 
 def _keep(result: dict[str, Any], file: Path | None) -> None:
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -56,6 +56,7 @@ check: $(VENV)/test.done
 	@$(BIN)/ruff format --check service monitoring models tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint Dockerfile
 
 bench: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/end_to_end.py

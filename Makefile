@@ -10,7 +10,7 @@ LOCK := $(LOCK_ALONE) --group build
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check image chart bench bench-capacity bench-gates bench-decision bench-department bench-drift lock settings clean
+.PHONY: help demo test check image chart bench bench-capacity bench-gates bench-decision bench-department bench-drift bench-gpu lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
@@ -21,6 +21,8 @@ help:
 	@echo "             studies an hour, CPU seconds a study and memory, by role and number of cores"
 	@echo "make bench-gates, bench-decision, bench-department, bench-drift"
 	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
+	@echo "make bench-gpu"
+	@echo "             inference on an NVIDIA GPU: agreement with the CPU, rates, the card's own limits"
 	@echo "make image   build the container images, measure them, write bills of materials and licences"
 	@echo "make chart   write the schema of the chart's values anew, and pack the chart where helm is installed"
 	@echo "make lock    resolve the lock files anew"
@@ -55,6 +57,7 @@ check: $(VENV)/test.done
 	@$(BIN)/ruff format --check service monitoring models helm tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint Dockerfile
 
 bench: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/end_to_end.py
@@ -79,6 +82,15 @@ bench-department: $(VENV)/test.done
 # How soon a change is noticed, and how rarely nothing is taken for one.
 bench-drift: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/drift.py
+
+# The tests' environment with CUDA's libraries, which are large.
+$(VENV)/cuda.done: requirements-image-cuda.txt $(VENV)/test.done
+	@echo "Installing CUDA and cuDNN (about 2 GB; some minutes the first time)"
+	@$(PIP) install --no-deps --require-hashes -r requirements-image-cuda.txt
+	@touch $@
+
+bench-gpu: $(VENV)/cuda.done
+	@$(BIN)/python tests/benchmarks/gpu.py --out build/bench-gpu.json
 
 # IMAGE_ARGUMENTS='--tag 0.1.0 --base python:3.12-slim-bookworm@sha256:… --cuda'
 image: $(VENV)/bin/python

@@ -24,7 +24,9 @@ USER = 10001
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _PREPARE = """
 root=$1; data=$2; config=$3; models=$4; shift 4
+touch "$root/etc/hosts"
 mount --bind "$root" "$root"
+mount --bind /etc/hosts "$root/etc/hosts"
 mount -o remount,bind,ro "$root"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t proc proc "$root/proc"

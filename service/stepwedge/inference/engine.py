@@ -26,7 +26,7 @@ _FLOAT = "tensor(float)"
 _NVIDIA_DRIVER = "libcuda.so.1"
 
 # Convolutions in TensorFloat-32 differ from the CPU's by more than the golden outputs allow.
-_CUDA_OPTIONS = {"use_tf32": "0"}
+CUDA_OPTIONS = {"use_tf32": "0"}
 
 # ONNX Runtime puts these on the CPU on purpose when they compute shapes (a few integers). Any other operator there
 # means that pixels travel to the CPU and back, which nobody who asked for a GPU wants unannounced.
@@ -240,7 +240,7 @@ def _cuda_session(model: Path, threads: int) -> tuple[ort.InferenceSession | Non
         ort.preload_dlls()
     missing = " ".join(said.getvalue().split())
     try:
-        session = _session(model, [(CUDA, _CUDA_OPTIONS), CPU], threads)
+        session = _session(model, [(CUDA, CUDA_OPTIONS), CPU], threads)
     except EngineError as error:
         return None, f"{error} {missing}".strip()
     # ONNX Runtime drops a provider that it cannot start and goes on with the next one.

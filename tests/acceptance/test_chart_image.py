@@ -1,4 +1,4 @@
-"""What the chart asks of the service's image is in it: programs of hooks and probes, and a role with a read-only root."""
+"""The image of the service has what the chart asks of it: programs of hooks and probes, roles with a read-only root."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "acceptance")]
 
 import card  # noqa: E402 - after the path to what it needs
-from networks import multiply_adds, write_densenet_package  # noqa: E402
+from densenet import multiply_adds, write_densenet_package  # noqa: E402
 from packages import write_policy  # noqa: E402
 from peers import free_ports  # noqa: E402
 from stepwedge.decision.calibrate import calibrated, finding_scores  # noqa: E402

@@ -1,4 +1,4 @@
-"""Networks that the GPU benchmark runs beside the shipped one, and how much arithmetic each takes.
+"""DenseNet-121, which the GPU benchmark runs beside the shipped model, and how much arithmetic a model takes.
 
 The shipped model is too small to fill a GPU. DenseNet-121 (Huang et al., CVPR 2017) is what most published chest
 radiograph classifiers are; here with random weights, since only its arithmetic is measured.

@@ -82,7 +82,8 @@ class PostgreSQL:
 
     def load(self, url: str, sql: str) -> None:
         """Put what ``dump`` gave into a new database."""
-        self._run("psql", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", with_password(url, driver=""), given=sql)
+        options = ("--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction")
+        self._run("psql", *options, with_password(url, driver=""), given=sql)
 
     def _run(self, program: str, *arguments: str, given: str | None = None) -> str:
         done = subprocess.run(

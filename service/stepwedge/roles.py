@@ -169,7 +169,7 @@ def work(settings: Settings) -> int:
         )
         remove_unfinished(settings)
         # Other workers know by this whether what we have started will go on.
-        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}")
+        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}", queue=workflow.VERSION)
         executor.start()
         undo.callback(executor.stop)
         queue = workflow.WorkQueue(bench)

@@ -99,8 +99,9 @@ def gather_metrics(folder: Path) -> None:
 class Heartbeat:
     """Writes ``run/<role>.json`` every second until stopped."""
 
-    def __init__(self, data_dir: Path, role: str) -> None:
-        self._file = _file(data_dir, role)
+    def __init__(self, data_dir: Path, role: str, **said: str) -> None:
+        """``said`` is what others may read of the role while it lives (``said_by_living``)."""
+        self._file, self._said = _file(data_dir, role), said
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -125,7 +126,7 @@ class Heartbeat:
 
     def _write(self) -> None:
         temporary = self._file.with_suffix(_own_suffix())
-        temporary.write_text(json.dumps({"pid": os.getpid(), "at": time.time()}))
+        temporary.write_text(json.dumps(self._said | {"pid": os.getpid(), "at": time.time()}))
         temporary.replace(self._file)
 
 
@@ -136,6 +137,17 @@ def is_beating(data_dir: Path, role: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return abs(time.time() - at) < STALE_SECONDS
+
+
+def said_by_living(data_dir: Path, roles: str, name: str) -> set[str]:
+    """What the living roles whose names begin so say under a name."""
+    said = set()
+    for file in (data_dir / "run").glob(f"{roles}*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            word = str(json.loads(file.read_text())[name])
+            if is_beating(data_dir, file.stem):
+                said.add(word)
+    return said
 
 
 def at_work(data_dir: Path) -> str | None:

@@ -30,7 +30,8 @@ from stepwedge.store import Delivery, Store, Unit
 log = structlog.get_logger()
 
 # Names and version of what lies in the queue. Work of another version is not run: raise it whenever the order or the
-# meaning of the steps changes, and the worker queues the unfinished work of the older version anew.
+# meaning of the steps changes, and the worker queues the unfinished work of the older version anew, once no worker of
+# that version lives.
 VERSION = "1"
 APPLICATION = "stepwedge"
 ANALYSES, DELIVERIES = "analyses", "deliveries"
@@ -127,25 +128,31 @@ class WorkQueue:
         alive = self._alive()
         queued = 0
         for unit in units:
-            if not any(name.startswith(_attempts_of(unit)) for name in alive):
+            if not any(name.startswith(_of_any_version(_attempts_of(unit))) for name in alive):
                 queued += self._revive(unit.unit)
         for delivery in deliveries:
-            if not any(name.startswith(_attempts_to(delivery)) for name in alive):
+            if not any(name.startswith(_of_any_version(_attempts_to(delivery))) for name in alive):
                 queued += self._revive_delivery(delivery)
         return queued
 
     def _alive(self) -> set[str]:
-        """The workflows that will run; those of another version, or of an executor that has gone, are cancelled."""
-        own = self._bench.settings.worker.executor_id
+        """What the workflows that will run are named, without their version.
+
+        Those of a version that no worker has, or of an executor that has gone, are cancelled.
+        """
+        own, data_dir = self._bench.settings.worker.executor_id, self._bench.settings.data_dir
+        # While nodes are replaced one by one, workers of two versions leave each other's work alone.
+        versions = {VERSION, *rundir.said_by_living(data_dir, "work.", "queue")}
         alive, lost = set(), []
         for status in DBOS.list_workflows(status=_ALIVE, load_input=False):
             started_elsewhere = status.status == "PENDING" and status.executor_id != own
-            if not status.workflow_id.startswith(f"{VERSION}/") or (
-                started_elsewhere and not rundir.is_beating(self._bench.settings.data_dir, f"work.{status.executor_id}")
+            version, _, name = status.workflow_id.partition("/")
+            if version not in versions or (
+                started_elsewhere and not rundir.is_beating(data_dir, f"work.{status.executor_id}")
             ):
                 lost.append(status.workflow_id)
             else:
-                alive.add(status.workflow_id)
+                alive.add(name)
         if lost:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))
@@ -263,6 +270,10 @@ def _attempts_of(unit: Unit) -> str:
 def _attempts_to(delivery: Delivery) -> str:
     """What the identifiers of all attempts at a delivery begin with."""
     return f"{VERSION}/{DELIVER}/{delivery.unit}/{delivery.destination}/"
+
+
+def _of_any_version(identifier: str) -> str:
+    return identifier.partition("/")[2]
 
 
 def _next_id(identifier: str) -> str:

@@ -76,7 +76,7 @@ def main() -> None:
             (data / "dump.sql").write_text(server.dump(url))
         (data / "kept.json").write_text(json.dumps(said, indent=1))
         options.archive.write_bytes(_packed(data))
-    print(f"{options.archive}: {options.archive.stat().st_size} bytes; {said}")  # noqa: T201
+    print(f"{options.archive}: {options.archive.stat().st_size} bytes; {said}")
 
 
 def _work_in_flight(folder: Path, tree: Path, package: str, url: str | None, undo: ExitStack) -> dict[str, Any]:
@@ -189,8 +189,10 @@ def _work_in_flight(folder: Path, tree: Path, package: str, url: str | None, und
         )
     pending = give(next(studies))
     until(
-        lambda: deliveries(pending).get("pacs", ("", 0))[0] == "delivered"
-        and deliveries(pending).get("away", ("", 0))[1] >= 2,
+        lambda: (
+            deliveries(pending).get("pacs", ("", 0))[0] == "delivered"
+            and deliveries(pending).get("away", ("", 0))[1] >= 2
+        ),
         "the second one waits for a destination that is away",
     )
     kill("infer")

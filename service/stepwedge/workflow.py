@@ -21,6 +21,7 @@ import structlog
 from dbos import DBOS, DBOSClient, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
 from stepwedge import rundir, steps
+from stepwedge.clock import LIMIT_SECONDS
 from stepwedge.database import open_store, queue_url
 from stepwedge.records import State
 from stepwedge.settings import Settings, Worker
@@ -138,18 +139,23 @@ class WorkQueue:
     def _alive(self) -> set[str]:
         """What the workflows that will run are named, without their version.
 
-        Those of a version that no worker has, or of an executor that has gone, are cancelled.
+        Those of a version that no worker has, of an executor that has gone, or put off for longer than anything is,
+        are cancelled.
         """
         own, data_dir = self._bench.settings.worker.executor_id, self._bench.settings.data_dir
         # While nodes are replaced one by one, workers of two versions leave each other's work alone.
         versions = {VERSION, *rundir.said_by_living(data_dir, "work.", "queue")}
+        found = DBOS.list_workflows(status=_ALIVE, load_input=False)
+        elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
+        gone = rundir.silent(data_dir, elsewhere)
+        latest = (time.time() + self._longest_delay() + LIMIT_SECONDS) * 1000
         alive, lost = set(), []
-        for status in DBOS.list_workflows(status=_ALIVE, load_input=False):
-            started_elsewhere = status.status == "PENDING" and status.executor_id != own
+        for status in found:
             version, _, name = status.workflow_id.partition("/")
-            if version not in versions or (
-                started_elsewhere and not rundir.is_beating(data_dir, f"work.{status.executor_id}")
-            ):
+            has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
+            # Put off by a clock that has since been set back: it would wait for as long as that.
+            too_late = status.status == "DELAYED" and (status.delay_until_epoch_ms or 0) > latest
+            if version not in versions or has_gone or too_late:
                 lost.append(status.workflow_id)
             else:
                 alive.add(name)
@@ -157,6 +163,10 @@ class WorkQueue:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))
         return alive
+
+    def _longest_delay(self) -> float:
+        worker = self._bench.settings.worker
+        return max(worker.analysis_backoff_limit_seconds, worker.delivery_backoff_limit_seconds)
 
     def delete_finished(self) -> int:
         """Delete the records of work that ended long ago."""

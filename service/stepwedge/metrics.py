@@ -47,6 +47,11 @@ CLOCK_OFFSET_SECONDS = Gauge(
     ["role"],
     multiprocess_mode="mostrecent",
 )
+WORK_HELD = Gauge(
+    "stepwedge_work_held",
+    "Whether the worker begins nothing, because the data folder's volume is full: 1 if so.",
+    multiprocess_mode="livemostrecent",
+)
 SPOOL_FREE_BYTES = Gauge(
     "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"
 )

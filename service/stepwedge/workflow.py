@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from stepwedge import rundir, steps
 from stepwedge.clock import LIMIT_SECONDS
 from stepwedge.database import open_store, queue_url
 from stepwedge.records import State
+from stepwedge.room import Room
 from stepwedge.settings import Settings, Worker
 from stepwedge.steps import Bench
 from stepwedge.store import Delivery, Store, Unit
@@ -110,7 +112,10 @@ class WorkQueue:
             "notification_listener_polling_interval_sec": _POLL_SECONDS,
         }
         DBOS(config=config)
-        self._workflows = _register(bench)
+        self._room = Room(bench.settings.data_dir)
+        self._running: set[str] = set()
+        self._stuck: frozenset[str] = frozenset()
+        self._workflows = _register(bench, self._room, self._running)
         DBOS.launch()
         DBOS.register_queue(ANALYSES, worker_concurrency=worker.concurrency, polling_interval_sec=_POLL_SECONDS)
         for destination in bench.settings.destinations:
@@ -123,6 +128,7 @@ class WorkQueue:
 
     def reconcile(self) -> int:
         """Queue whatever has not ended and is in no queue: lost, or of another version. How much that was."""
+        self._room.look()  # on a full volume nothing is taken from the queue, so that nobody else would say it
         store = self._bench.store
         units = store.units(states=[State.QUEUED, State.RUNNING])
         deliveries = store.deliveries(state=steps.PENDING)
@@ -140,7 +146,8 @@ class WorkQueue:
         """What the workflows that will run are named, without their version.
 
         Those of a version that no worker has, of an executor that has gone, or put off for longer than anything is,
-        are cancelled.
+        are cancelled; so are those of our own that have begun and do not run, because the queue could not be written
+        when they ended.
         """
         own, data_dir = self._bench.settings.worker.executor_id, self._bench.settings.data_dir
         # While nodes are replaced one by one, workers of two versions leave each other's work alone.
@@ -149,13 +156,16 @@ class WorkQueue:
         elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
         gone = rundir.silent(data_dir, elsewhere)
         latest = (time.time() + self._longest_delay() + LIMIT_SECONDS) * 1000
+        begun = {each.workflow_id for each in found if each.status == "PENDING" and each.executor_id == own}
+        # Twice in a row: what has just been taken from the queue is about to run.
+        stuck, self._stuck = self._stuck & (begun - self._running), frozenset(begun - self._running)
         alive, lost = set(), []
         for status in found:
             version, _, name = status.workflow_id.partition("/")
             has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
             # Put off by a clock that has since been set back: it would wait for as long as that.
             too_late = status.status == "DELAYED" and (status.delay_until_epoch_ms or 0) > latest
-            if version not in versions or has_gone or too_late:
+            if version not in versions or has_gone or too_late or status.workflow_id in stuck:
                 lost.append(status.workflow_id)
             else:
                 alive.add(name)
@@ -183,6 +193,7 @@ class WorkQueue:
 
     def stop(self) -> None:
         """Let running work finish within the drain time; the rest goes on at the next start."""
+        self._room.close()
         DBOS.destroy(workflow_completion_timeout_sec=int(self._bench.settings.worker.drain_seconds))
 
     def _revive(self, name: str) -> int:
@@ -226,12 +237,23 @@ def retry(store: Store, queue: QueueClient, unit: Unit) -> None:
     queue.enqueue(again)
 
 
-def _register(bench: Bench) -> dict[str, Callable[..., None]]:
-    """The workflows and their steps, bound to what they work with."""
+def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable[..., None]]:
+    """The workflows and their steps, bound to what they work with; ``running`` holds the names of those that run."""
     worker = bench.settings.worker
+
+    @contextmanager
+    def noted() -> Iterator[str]:
+        identifier = DBOS.workflow_id
+        assert identifier is not None
+        running.add(identifier)
+        try:
+            yield identifier
+        finally:
+            running.discard(identifier)
 
     @DBOS.step(name="analyse")
     def analyse_step(name: str) -> str:
+        room.wait()
         return steps.analyse(bench, name)
 
     @DBOS.step(name="give_up")
@@ -244,30 +266,31 @@ def _register(bench: Bench) -> dict[str, Callable[..., None]]:
 
     @DBOS.step(name="deliver")
     def deliver_step(name: str, destination: str) -> str:
+        room.wait()
         return steps.deliver(bench, name, destination)
 
     @DBOS.workflow(name=ANALYSE, max_recovery_attempts=_MAXIMUM_RECOVERIES)
     def analyse(name: str, attempt: int) -> None:
-        outcome = analyse_step(name)
-        if outcome in {steps.UNAVAILABLE, steps.WAITING}:
-            # What waits for an earlier revision has tried nothing yet.
-            attempts = attempt + (outcome == steps.UNAVAILABLE)
-            if attempts < worker.analysis_attempts:
-                assert DBOS.workflow_id is not None
-                again, delay = _next_id(DBOS.workflow_id), _analysis_delay(worker, attempt)
-                _enqueue(ANALYSES, analyse, again, (name, attempts), delay=delay)
-            else:
-                give_up_step(name)
-            return
-        for destination in planned_step(name):
-            _enqueue(_queue_to(destination), deliver, delivery_id(name, destination, 1), (name, destination, 1))
+        with noted() as identifier:
+            outcome = analyse_step(name)
+            if outcome in {steps.UNAVAILABLE, steps.WAITING}:
+                # What waits for an earlier revision has tried nothing yet.
+                attempts = attempt + (outcome == steps.UNAVAILABLE)
+                if attempts < worker.analysis_attempts:
+                    again, delay = _next_id(identifier), _analysis_delay(worker, attempt)
+                    _enqueue(ANALYSES, analyse, again, (name, attempts), delay=delay)
+                else:
+                    give_up_step(name)
+                return
+            for destination in planned_step(name):
+                _enqueue(_queue_to(destination), deliver, delivery_id(name, destination, 1), (name, destination, 1))
 
     @DBOS.workflow(name=DELIVER, max_recovery_attempts=None)
     def deliver(name: str, destination: str, attempt: int) -> None:
-        if deliver_step(name, destination) == steps.PENDING:
-            assert DBOS.workflow_id is not None
-            again, delay = _next_id(DBOS.workflow_id), _delivery_delay(worker, attempt)
-            _enqueue(_queue_to(destination), deliver, again, (name, destination, attempt + 1), delay=delay)
+        with noted() as identifier:
+            if deliver_step(name, destination) == steps.PENDING:
+                again, delay = _next_id(identifier), _delivery_delay(worker, attempt)
+                _enqueue(_queue_to(destination), deliver, again, (name, destination, attempt + 1), delay=delay)
 
     return {ANALYSE: analyse, DELIVER: deliver}
 

@@ -76,15 +76,31 @@ class PostgreSQL:
             db.execute(f'CREATE DATABASE "{name}"'.encode())
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{name}"
 
+    def dump(self, url: str) -> str:
+        """A database as SQL, by pg_dump."""
+        return self._run("pg_dump", "--no-owner", "--no-privileges", with_password(url, driver=""))
+
+    def load(self, url: str, sql: str) -> None:
+        """Put what ``dump`` gave into a new database."""
+        options = ("--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction")
+        self._run("psql", *options, with_password(url, driver=""), given=sql)
+
+    def _run(self, program: str, *arguments: str, given: str | None = None) -> str:
+        done = subprocess.run(
+            [str(self._programs / program), *arguments], input=given, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname="postgres", autocommit=True
         )
 
 
-def with_password(url: str) -> str:
+def with_password(url: str, *, driver: str = "+psycopg") -> str:
     """The address with the password, for what takes nothing else."""
-    return url.replace(f"{USER}@", f"{USER}:{PASSWORD}@").replace("postgresql://", "postgresql+psycopg://")
+    return url.replace(f"{USER}@", f"{USER}:{PASSWORD}@").replace("postgresql://", f"postgresql{driver}://")
 
 
 def _programs() -> Path:

@@ -24,7 +24,7 @@ from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.heatmap import PlacedHeat
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
-from stepwedge.durable import sync_folder, write_durably
+from stepwedge.durable import is_full, sync_folder, write_durably
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
@@ -220,6 +220,8 @@ def _publish(
                     )
                     span.note(objects=[item.kind for item in objects])
             except (ValueError, OSError) as error:
+                if is_full(error):
+                    raise
                 raise _ReportFailedError(type(error).__name__) from error
         ms["report"] = round((time.perf_counter() - started) * 1000.0, 3)
         ended = replace(

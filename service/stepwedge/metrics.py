@@ -41,6 +41,17 @@ STUDY_END_SECONDS = Histogram(
 DELIVERIES = Counter("stepwedge_deliveries", "Attempts to deliver a result.", ["destination", "outcome"])
 RELOADS = Counter("stepwedge_reloads", "Times that packages were to be loaded again, by outcome.", ["outcome"])
 ROLE_RESTARTS = Counter("stepwedge_role_restarts", "Roles that ended by themselves and were started again.", ["role"])
+CLOCK_OFFSET_SECONDS = Gauge(
+    "stepwedge_clock_offset_seconds",
+    "Seconds by which a node's clock is ahead of the database's; of one machine, by which it was set (below 0: back).",
+    ["role"],
+    multiprocess_mode="mostrecent",
+)
+WORK_HELD = Gauge(
+    "stepwedge_work_held",
+    "Whether the worker begins nothing, because the data folder's volume is full: 1 if so.",
+    multiprocess_mode="livemostrecent",
+)
 SPOOL_FREE_BYTES = Gauge(
     "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"
 )

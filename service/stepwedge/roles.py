@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from stepwedge import rundir, tracing, workflow
+from stepwedge import clock, rundir, tracing, workflow
 from stepwedge.analysis import remove_unfinished
 from stepwedge.database import open_store, own_executor
 from stepwedge.dicom.context import is_own_result
@@ -93,6 +93,7 @@ def listen(settings: Settings) -> int:
         undo.callback(tracing.stop)
         store = open_store(settings)
         undo.callback(store.close)
+        clock.check(store)
         queue = workflow.QueueClient(settings)
         undo.callback(queue.close)
         manifests = [package.manifest for package in packages]
@@ -154,6 +155,7 @@ def work(settings: Settings) -> int:
         undo.callback(tracing.stop)
         store = open_store(settings)
         undo.callback(store.close)
+        clock.check(store)
         equipment = {}
         for package, policy in models:
             client = InferenceClient(inference.base_url, package.reference, inference.timeout_seconds)
@@ -169,7 +171,7 @@ def work(settings: Settings) -> int:
         )
         remove_unfinished(settings)
         # Other workers know by this whether what we have started will go on.
-        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}")
+        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}", queue=workflow.VERSION)
         executor.start()
         undo.callback(executor.stop)
         queue = workflow.WorkQueue(bench)
@@ -228,10 +230,13 @@ def _be_ready(
     heartbeat = Heartbeat(settings.data_dir, role)
     heartbeat.start()
     undo.callback(heartbeat.stop)
+    watch = clock.ClockWatch(store, role)
+    watch.start()
+    undo.callback(watch.stop)
     if settings.http.port is None:
         return
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    own = {role: lambda: is_beating(settings.data_dir, role)}
+    own = {role: lambda: is_beating(settings.data_dir, role), "clock": watch.is_right}
     server = HttpServer(settings.http, build_app({**own, **checks}, store, Path(folder) if folder else None))
     server.start()
     undo.callback(server.stop)

@@ -13,6 +13,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stepwedge.errors import StepwedgeError
 # A role that has not written for this long is not ready. Generous: a busy machine is not a dead one.
 STALE_SECONDS = 20.0
 _INTERVAL_SECONDS = 1.0
+_CHANGES_WITHIN_SECONDS = 2.5
 
 
 def take(file: Path) -> int:
@@ -99,8 +101,9 @@ def gather_metrics(folder: Path) -> None:
 class Heartbeat:
     """Writes ``run/<role>.json`` every second until stopped."""
 
-    def __init__(self, data_dir: Path, role: str) -> None:
-        self._file = _file(data_dir, role)
+    def __init__(self, data_dir: Path, role: str, **said: str) -> None:
+        """``said`` is what others may read of the role while it lives (``said_by_living``)."""
+        self._file, self._said = _file(data_dir, role), said
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -125,7 +128,7 @@ class Heartbeat:
 
     def _write(self) -> None:
         temporary = self._file.with_suffix(_own_suffix())
-        temporary.write_text(json.dumps({"pid": os.getpid(), "at": time.time()}))
+        temporary.write_text(json.dumps(self._said | {"pid": os.getpid(), "at": time.time()}))
         temporary.replace(self._file)
 
 
@@ -136,6 +139,25 @@ def is_beating(data_dir: Path, role: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return abs(time.time() - at) < STALE_SECONDS
+
+
+def silent(data_dir: Path, roles: Iterable[str]) -> set[str]:
+    """Those of some roles that give no sign of life. What a living one says changes, however wrong its clock is."""
+    unsure = {role: _text(data_dir, role) for role in roles if not is_beating(data_dir, role)}
+    if any(unsure.values()):
+        time.sleep(_CHANGES_WITHIN_SECONDS)
+    return {role for role, text in unsure.items() if _text(data_dir, role) in {text, None}}
+
+
+def said_by_living(data_dir: Path, roles: str, name: str) -> set[str]:
+    """What the living roles whose names begin so say under a name."""
+    said = set()
+    for file in (data_dir / "run").glob(f"{roles}*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            word = str(json.loads(file.read_text())[name])
+            if is_beating(data_dir, file.stem):
+                said.add(word)
+    return said
 
 
 def at_work(data_dir: Path) -> str | None:
@@ -149,6 +171,13 @@ def at_work(data_dir: Path) -> str | None:
 def clear(data_dir: Path, role: str) -> None:
     """Forget what a role that has died said."""
     _file(data_dir, role).unlink(missing_ok=True)
+
+
+def _text(data_dir: Path, role: str) -> str | None:
+    try:
+        return _file(data_dir, role).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _own_suffix() -> str:

@@ -16,6 +16,7 @@ import structlog
 
 from stepwedge import metrics, reference, tracing
 from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
+from stepwedge.durable import is_full
 from stepwedge.errors import InferenceUnavailableError, StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.observation import Observation
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 # What `analyse` says beside the states that are ends.
 UNAVAILABLE = "unavailable"  # the inference server does not answer
-WAITING = "waiting"  # an earlier revision is being analysed
+WAITING = "waiting"  # an earlier revision is being analysed, or the volume is full
 PENDING, DELIVERED, WITHHELD = "pending", "delivered", "withheld"
 _UNKNOWN_PRIORITY = "unknown"  # of a study that failed before its header was read
 
@@ -74,6 +75,10 @@ def _analyse_once(bench: Bench, unit: Unit) -> str:
         log.warning("inference_unavailable", unit=name, error=str(error))
         return UNAVAILABLE
     except Exception as error:  # noqa: BLE001 - the edge of the work: record it, show it, go on with the next
+        if is_full(error):
+            # Not the unit's fault, and nothing can be written of it: it is tried again, as often as need be.
+            log.error("analysis_without_room", unit=name)
+            return WAITING
         log.error("analysis_failed", unit=name, error=type(error).__name__, where=where(error))
         return fail(bench, unit, "internal_error")
 

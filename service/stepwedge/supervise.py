@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 import yaml
 
-from stepwedge import metrics, rundir, workflow
+from stepwedge import clock, metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
 from stepwedge.database import open_store, watch_variables
 from stepwedge.identity import load_site
@@ -76,16 +76,18 @@ class Supervisor:
         load_site(settings.data_dir, settings.site_key_file)
         workflow.prepare_queue(settings)
         store = open_store(settings)
+        watch = clock.ClockWatch(store, "serve")
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
         signal.signal(signal.SIGHUP, self._asked_to_load_again)
         self._say()
         try:
+            clock.check(store)
+            watch.start()
             if settings.http.port is not None:
-                app = build_app(
-                    self.checks(), store, settings.metrics_dir, information={"watch": lambda: self._runs("watch")}
-                )
+                checks = {**self.checks(), "clock": watch.is_right}
+                app = build_app(checks, store, settings.metrics_dir, information={"watch": lambda: self._runs("watch")})
                 server = HttpServer(settings.http, app)
                 server.start()
             for name in ("infer", "listen", "work"):
@@ -98,6 +100,7 @@ class Supervisor:
             self._stop_roles()
             if server is not None:
                 server.stop()
+            watch.stop()
             store.close()
             log.info("stopped")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,8 +22,10 @@ import structlog
 from dbos import DBOS, DBOSClient, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
 from stepwedge import rundir, steps
+from stepwedge.clock import LIMIT_SECONDS
 from stepwedge.database import open_store, queue_url
 from stepwedge.records import State
+from stepwedge.room import Room
 from stepwedge.settings import Settings, Worker
 from stepwedge.steps import Bench
 from stepwedge.store import Delivery, Store, Unit
@@ -30,7 +33,8 @@ from stepwedge.store import Delivery, Store, Unit
 log = structlog.get_logger()
 
 # Names and version of what lies in the queue. Work of another version is not run: raise it whenever the order or the
-# meaning of the steps changes, and the worker queues the unfinished work of the older version anew.
+# meaning of the steps changes, and the worker queues the unfinished work of the older version anew, once no worker of
+# that version lives.
 VERSION = "1"
 APPLICATION = "stepwedge"
 ANALYSES, DELIVERIES = "analyses", "deliveries"
@@ -108,7 +112,10 @@ class WorkQueue:
             "notification_listener_polling_interval_sec": _POLL_SECONDS,
         }
         DBOS(config=config)
-        self._workflows = _register(bench)
+        self._room = Room(bench.settings.data_dir)
+        self._running: set[str] = set()
+        self._stuck: frozenset[str] = frozenset()
+        self._workflows = _register(bench, self._room, self._running)
         DBOS.launch()
         DBOS.register_queue(ANALYSES, worker_concurrency=worker.concurrency, polling_interval_sec=_POLL_SECONDS)
         for destination in bench.settings.destinations:
@@ -121,35 +128,55 @@ class WorkQueue:
 
     def reconcile(self) -> int:
         """Queue whatever has not ended and is in no queue: lost, or of another version. How much that was."""
+        self._room.look()  # on a full volume nothing is taken from the queue, so that nobody else would say it
         store = self._bench.store
         units = store.units(states=[State.QUEUED, State.RUNNING])
         deliveries = store.deliveries(state=steps.PENDING)
         alive = self._alive()
         queued = 0
         for unit in units:
-            if not any(name.startswith(_attempts_of(unit)) for name in alive):
+            if not any(name.startswith(_of_any_version(_attempts_of(unit))) for name in alive):
                 queued += self._revive(unit.unit)
         for delivery in deliveries:
-            if not any(name.startswith(_attempts_to(delivery)) for name in alive):
+            if not any(name.startswith(_of_any_version(_attempts_to(delivery))) for name in alive):
                 queued += self._revive_delivery(delivery)
         return queued
 
     def _alive(self) -> set[str]:
-        """The workflows that will run; those of another version, or of an executor that has gone, are cancelled."""
-        own = self._bench.settings.worker.executor_id
+        """What the workflows that will run are named, without their version.
+
+        Those of a version that no worker has, of an executor that has gone, or put off for longer than anything is,
+        are cancelled; so are those of our own that have begun and do not run, because the queue could not be written
+        when they ended.
+        """
+        own, data_dir = self._bench.settings.worker.executor_id, self._bench.settings.data_dir
+        # While nodes are replaced one by one, workers of two versions leave each other's work alone.
+        versions = {VERSION, *rundir.said_by_living(data_dir, "work.", "queue")}
+        found = DBOS.list_workflows(status=_ALIVE, load_input=False)
+        elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
+        gone = rundir.silent(data_dir, elsewhere)
+        latest = (time.time() + self._longest_delay() + LIMIT_SECONDS) * 1000
+        begun = {each.workflow_id for each in found if each.status == "PENDING" and each.executor_id == own}
+        # Twice in a row: what has just been taken from the queue is about to run.
+        stuck, self._stuck = self._stuck & (begun - self._running), frozenset(begun - self._running)
         alive, lost = set(), []
-        for status in DBOS.list_workflows(status=_ALIVE, load_input=False):
-            started_elsewhere = status.status == "PENDING" and status.executor_id != own
-            if not status.workflow_id.startswith(f"{VERSION}/") or (
-                started_elsewhere and not rundir.is_beating(self._bench.settings.data_dir, f"work.{status.executor_id}")
-            ):
+        for status in found:
+            version, _, name = status.workflow_id.partition("/")
+            has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
+            # Put off by a clock that has since been set back: it would wait for as long as that.
+            too_late = status.status == "DELAYED" and (status.delay_until_epoch_ms or 0) > latest
+            if version not in versions or has_gone or too_late or status.workflow_id in stuck:
                 lost.append(status.workflow_id)
             else:
-                alive.add(status.workflow_id)
+                alive.add(name)
         if lost:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))
         return alive
+
+    def _longest_delay(self) -> float:
+        worker = self._bench.settings.worker
+        return max(worker.analysis_backoff_limit_seconds, worker.delivery_backoff_limit_seconds)
 
     def delete_finished(self) -> int:
         """Delete the records of work that ended long ago."""
@@ -166,6 +193,7 @@ class WorkQueue:
 
     def stop(self) -> None:
         """Let running work finish within the drain time; the rest goes on at the next start."""
+        self._room.close()
         DBOS.destroy(workflow_completion_timeout_sec=int(self._bench.settings.worker.drain_seconds))
 
     def _revive(self, name: str) -> int:
@@ -209,12 +237,23 @@ def retry(store: Store, queue: QueueClient, unit: Unit) -> None:
     queue.enqueue(again)
 
 
-def _register(bench: Bench) -> dict[str, Callable[..., None]]:
-    """The workflows and their steps, bound to what they work with."""
+def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable[..., None]]:
+    """The workflows and their steps, bound to what they work with; ``running`` holds the names of those that run."""
     worker = bench.settings.worker
+
+    @contextmanager
+    def noted() -> Iterator[str]:
+        identifier = DBOS.workflow_id
+        assert identifier is not None
+        running.add(identifier)
+        try:
+            yield identifier
+        finally:
+            running.discard(identifier)
 
     @DBOS.step(name="analyse")
     def analyse_step(name: str) -> str:
+        room.wait()
         return steps.analyse(bench, name)
 
     @DBOS.step(name="give_up")
@@ -227,30 +266,31 @@ def _register(bench: Bench) -> dict[str, Callable[..., None]]:
 
     @DBOS.step(name="deliver")
     def deliver_step(name: str, destination: str) -> str:
+        room.wait()
         return steps.deliver(bench, name, destination)
 
     @DBOS.workflow(name=ANALYSE, max_recovery_attempts=_MAXIMUM_RECOVERIES)
     def analyse(name: str, attempt: int) -> None:
-        outcome = analyse_step(name)
-        if outcome in {steps.UNAVAILABLE, steps.WAITING}:
-            # What waits for an earlier revision has tried nothing yet.
-            attempts = attempt + (outcome == steps.UNAVAILABLE)
-            if attempts < worker.analysis_attempts:
-                assert DBOS.workflow_id is not None
-                again, delay = _next_id(DBOS.workflow_id), _analysis_delay(worker, attempt)
-                _enqueue(ANALYSES, analyse, again, (name, attempts), delay=delay)
-            else:
-                give_up_step(name)
-            return
-        for destination in planned_step(name):
-            _enqueue(_queue_to(destination), deliver, delivery_id(name, destination, 1), (name, destination, 1))
+        with noted() as identifier:
+            outcome = analyse_step(name)
+            if outcome in {steps.UNAVAILABLE, steps.WAITING}:
+                # What waits for an earlier revision has tried nothing yet.
+                attempts = attempt + (outcome == steps.UNAVAILABLE)
+                if attempts < worker.analysis_attempts:
+                    again, delay = _next_id(identifier), _analysis_delay(worker, attempt)
+                    _enqueue(ANALYSES, analyse, again, (name, attempts), delay=delay)
+                else:
+                    give_up_step(name)
+                return
+            for destination in planned_step(name):
+                _enqueue(_queue_to(destination), deliver, delivery_id(name, destination, 1), (name, destination, 1))
 
     @DBOS.workflow(name=DELIVER, max_recovery_attempts=None)
     def deliver(name: str, destination: str, attempt: int) -> None:
-        if deliver_step(name, destination) == steps.PENDING:
-            assert DBOS.workflow_id is not None
-            again, delay = _next_id(DBOS.workflow_id), _delivery_delay(worker, attempt)
-            _enqueue(_queue_to(destination), deliver, again, (name, destination, attempt + 1), delay=delay)
+        with noted() as identifier:
+            if deliver_step(name, destination) == steps.PENDING:
+                again, delay = _next_id(identifier), _delivery_delay(worker, attempt)
+                _enqueue(_queue_to(destination), deliver, again, (name, destination, attempt + 1), delay=delay)
 
     return {ANALYSE: analyse, DELIVER: deliver}
 
@@ -263,6 +303,10 @@ def _attempts_of(unit: Unit) -> str:
 def _attempts_to(delivery: Delivery) -> str:
     """What the identifiers of all attempts at a delivery begin with."""
     return f"{VERSION}/{DELIVER}/{delivery.unit}/{delivery.destination}/"
+
+
+def _of_any_version(identifier: str) -> str:
+    return identifier.partition("/")[2]
 
 
 def _next_id(identifier: str) -> str:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,22 @@ PATIENCE_SECONDS = 150.0
 class Service:
     """``stepwedge serve`` with a settings file in a folder."""
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, values: dict[str, Any], variables: Mapping[str, str] | None = None) -> None:
+        """``variables`` are added to the environment of ``serve``."""
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "stepwedge.yaml"
         self.log_file = folder / "service.log"
         self.file.write_text(yaml.safe_dump(values), encoding="utf-8")
         self.settings: Settings = load_settings(self.file)
+        self._variables = dict(variables or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> None:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stepwedge", "serve", "--config", str(self.file)], stdout=log, stderr=log
-            )
+                [sys.executable, "-m", "stepwedge", "serve", "--config", str(self.file)],
+                stdout=log, stderr=log, env=os.environ | self._variables,
+            )  # fmt: skip
         if wait:
             until(self.is_ready, "the service is ready", self)
 

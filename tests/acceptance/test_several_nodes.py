@@ -16,16 +16,28 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from packages import write_package, write_policy
 from peers import Orthanc, free_ports
 from postgresql import PASSWORD, PostgreSQL
 from sender import Sent, make_study, send, send_once
-from stepwedge.database import open_store
-from stepwedge.settings import load_settings
+from stepwedge.database import open_store, store_url
+from stepwedge.migrations import STEPS, Step, changing, forward
+from stepwedge.roles import _RECONCILE_SECONDS
+from stepwedge.schema import VERSION
+from stepwedge.settings import Settings, load_settings
+from stepwedge.store import Store, make_engine
 
 from service import Service, destination, settings_for, until
 
 COUNT = 30
+# Tables as a later version could have them, beside which this one goes on.
+_LATER = Step(
+    version=VERSION + 1,
+    works_from=VERSION,
+    what="a column",
+    forward=lambda db: db.execute(sa.text("ALTER TABLE units ADD COLUMN later TEXT")) and None,
+)
 _WITHIN_SECONDS = 60.0  # in which the others finish what a dead worker had begun
 
 
@@ -35,11 +47,11 @@ class Nodes:
     def __init__(self, folder: Path, service: Service) -> None:
         self.folder, self.service, self.processes = folder, service, dict[str, subprocess.Popen[bytes]]()
 
-    def start(self, name: str, role: str, **variables: str) -> None:
+    def start(self, name: str, role: str, *, program: Sequence[str] = ("-m", "stepwedge"), **variables: str) -> None:
         given = {"STEPWEDGE_CONFIG": str(self.service.file), "STEPWEDGE_DATABASE__PASSWORD": PASSWORD}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "stepwedge", role],
+                [sys.executable, *program, role],
                 env=os.environ | given | variables, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -66,11 +78,12 @@ class Nodes:
 
 @contextmanager
 def department(
-    folder: Path, orthanc: Orthanc, server: PostgreSQL, *, listeners: int, workers: int
+    folder: Path, orthanc: Orthanc, server: PostgreSQL, *, listeners: int, workers: int, away: int | None = None
 ) -> Iterator[tuple[Nodes, list[int]]]:
-    """Listeners, workers and an inference server; the ports of the listeners."""
+    """Listeners, workers and an inference server; the ports of the listeners. ``away`` is a second destination's."""
     package, policy = write_package(folder / "package"), write_policy(folder / "policy.yaml")
-    values: dict[str, Any] = settings_for(package, policy, [destination(orthanc.dicom_port)])
+    to = [destination(orthanc.dicom_port), *([destination(away, name="away")] if away else [])]
+    values: dict[str, Any] = settings_for(package, policy, to)
     values["database"] = {"url": server.new_database()}
     service = Service(folder / "nodes", values)
     nodes = Nodes(folder / "nodes", service)
@@ -116,16 +129,20 @@ def _all_done(nodes: Nodes) -> bool:
         return (
             counts["units"] == {"reported": COUNT}
             and not counts["studies"]["open"]
-            and counts["deliveries"] == {"delivered": COUNT}
+            and counts["deliveries"] == {"delivered": COUNT * len(nodes.service.settings.destinations)}
         )
     finally:
         store.close()
 
 
-def _store(nodes: Nodes) -> Any:
+def _settings(nodes: Nodes) -> Settings:
     settings = load_settings(nodes.service.file)
     given = settings.database.model_validate({"url": settings.database.url, "password": PASSWORD})
-    return open_store(settings.model_copy(update={"database": given}))
+    return settings.model_copy(update={"database": given})
+
+
+def _store(nodes: Nodes) -> Store:
+    return open_store(_settings(nodes))
 
 
 def test_the_studies_of_a_worker_killed_for_good_are_finished_by_the_others(
@@ -155,6 +172,58 @@ def test_the_studies_of_a_worker_killed_for_good_are_finished_by_the_others(
         store.close()
         assert took < _WITHIN_SECONDS
         assert PASSWORD not in nodes.logs()
+
+
+# The same program as its next version, for which what lies in the queue has another meaning.
+_NEXT = """
+import sys
+from stepwedge import workflow
+workflow.VERSION = "next"
+from stepwedge.cli import main
+sys.exit(main())
+"""
+
+
+def test_nodes_of_two_versions_work_side_by_side_while_they_are_replaced(
+    orthanc: Orthanc, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    away = free_ports(1)[0]
+    with department(tmp_path, orthanc, postgresql, listeners=2, workers=1, away=away) as (nodes, ports):
+        sent = [make_study(tmp_path / "studies", 200 + number) for number in range(COUNT)]
+        _send_all(ports[0], sent[:5])
+        engine = make_engine(store_url(_settings(nodes)))
+        with changing(engine) as db:
+            assert forward(db, (*STEPS, _LATER)) == [_LATER]
+        engine.dispose()
+        later = free_ports(1)[0]
+        nodes.start(
+            "work-next", "work", program=("-c", _NEXT),
+            STEPWEDGE_WORKER__EXECUTOR_ID="work-next", STEPWEDGE_HTTP__PORT=str(later),
+        )  # fmt: skip
+        until(lambda: _is_ready(later), f"the newer worker is ready:\n{nodes.logs()[-3000:]}")
+        # A node of the older version starts beside the tables of the newer one.
+        nodes.kill("listen-1")
+        page = free_ports(1)[0]
+        nodes.start("listen-2", "listen", STEPWEDGE_NODE__PORT=str(ports[1]), STEPWEDGE_HTTP__PORT=str(page))
+        until(lambda: _is_ready(page), f"the older listener is ready again:\n{nodes.logs()[-3000:]}")
+        _send_all(ports[1], sent[5:15])
+        until(lambda: "delivery_failed" in nodes.log("work-0"), "deliveries wait in the queue")
+        looks = nodes.log("work-next").count("delivery_failed")
+        time.sleep(2 * _RECONCILE_SECONDS + 1)  # two looks for lost work: neither takes the other's for lost
+        assert "lost_work_queued_again" not in nodes.logs()
+        assert nodes.log("work-next").count("delivery_failed") == looks == 0
+        # The last worker of the older version goes; what it had, and what the older listeners queue, is taken over.
+        nodes.kill("work-0")
+        _send_all(ports[0], sent[15:])
+        folder = tmp_path / "away"
+        folder.mkdir()
+        with Orthanc.started(folder, dicom_port=away) as back:
+            until(lambda: _all_done(nodes), f"every study is finished:\n{nodes.logs()[-4000:]}")
+            for pacs in (orthanc, back):
+                assert Counter(len(pacs.instances(each.study_uid)) for each in sent) == {2: COUNT}
+        store = _store(nodes)
+        assert len(store.observations()) == COUNT
+        store.close()
 
 
 def test_an_outage_of_the_database_loses_nothing_that_was_acknowledged(

@@ -141,6 +141,36 @@ class TestHeartbeat:
         assert rundir.is_beating(tmp_path, "work")
         heartbeat.stop()
 
+    def test_a_living_role_whose_clock_is_a_day_off_is_not_silent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rundir, "_INTERVAL_SECONDS", 0.01)
+        monkeypatch.setattr(rundir, "_CHANGES_WITHIN_SECONDS", 0.5)
+        heartbeat = rundir.Heartbeat(tmp_path, "work.off", queue="7")
+        write = heartbeat._write
+        file = tmp_path / "run" / "work.off.json"
+
+        def a_day_off() -> None:
+            write()
+            said = json.loads(file.read_text())
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(said | {"at": said["at"] - 86400}))
+            temporary.replace(file)
+
+        monkeypatch.setattr(heartbeat, "_write", a_day_off)
+        heartbeat.start()
+        (tmp_path / "run" / "work.dead.json").write_text(json.dumps({"pid": 1, "at": time.time() - 86400}))
+        assert rundir.silent(tmp_path, ["work.off", "work.dead", "work.never"]) == {"work.dead", "work.never"}
+        heartbeat.stop()
+
+    def test_others_read_what_living_roles_say(self, tmp_path: Path) -> None:
+        heartbeat = rundir.Heartbeat(tmp_path, "work.one", queue="7")
+        heartbeat.start()
+        (tmp_path / "run" / "work.dead.json").write_text(json.dumps({"pid": 1, "at": 1.0, "queue": "6"}))
+        (tmp_path / "run" / "work.older.json").write_text(json.dumps({"pid": 1, "at": time.time()}))
+        assert rundir.said_by_living(tmp_path, "work.", "queue") == {"7"}
+        heartbeat.stop()
+
     def test_what_a_dead_role_said_can_be_forgotten(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "work.json").write_text(json.dumps({"pid": 1, "at": time.time()}))

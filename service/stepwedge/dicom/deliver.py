@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import structlog
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE, _config, build_context, evt
+from pynetdicom import AE, _config, build_context, evt, timer
 
 from stepwedge.errors import DeliveryError
 from stepwedge.settings import Destination
@@ -24,6 +26,9 @@ _config.LOG_HANDLER_LEVEL = "none"
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 # Send a file's bytes as they lie on disk: read and encoded again they might differ from what was sent before.
 _config.STORE_SEND_CHUNKED_DATASET = True
+
+# pynetdicom's timers ask for the time of day; time-outs must not end, or never end, because somebody sets a clock.
+timer.time = SimpleNamespace(time=time.monotonic)
 
 _SUCCESS = 0x0000
 _WARNINGS = range(0xB000, 0xC000)  # stored, though not as sent (PS3.4 section B.2.3)

@@ -21,10 +21,11 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import structlog
-from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt
+from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, evt, timer
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import Verification
 from pynetdicom.transport import ThreadedAssociationServer
@@ -81,6 +82,8 @@ _REJECTIONS = {3: "rejected_caller", 7: "rejected_called", 2: "rejected_limit"}
 
 # pynetdicom binds handlers that format every message, identifiers included, for a log that is never read.
 _config.LOG_HANDLER_LEVEL = "none"
+# Its timers ask for the time of day; time-outs must not end, or never end, because somebody sets a clock.
+timer.time = SimpleNamespace(time=time.monotonic)
 
 
 class Listener:

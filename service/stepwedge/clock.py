@@ -1,0 +1,97 @@
+"""Whether the clock of this node can be believed.
+
+Nodes that share a PostgreSQL compare theirs with its clock, which is then the one that counts. Without such a server
+there is only what betrays a clock that was set: rows that lie in the future, and a clock that nobody can set.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from stepwedge import metrics
+from stepwedge.errors import StepwedgeError
+from stepwedge.store import Store
+
+log = structlog.get_logger()
+
+# Two nodes that are no further from the database's clock than this agree within the 20 seconds after which a sign of
+# life counts as old (``rundir.STALE_SECONDS``).
+LIMIT_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
+
+
+def check(store: Store) -> None:
+    """Raise StepwedgeError where this node's clock is further from the database server's than nodes may be apart."""
+    offset = store.clock_offset()
+    if offset is None or abs(offset) <= LIMIT_SECONDS:
+        return
+    now = time.time()
+    raise StepwedgeError(
+        f"the clock of this node says {_said(now)} and that of the database {_said(now - offset)}; they may be "
+        f"{LIMIT_SECONDS:.0f} seconds apart: set the wrong one (NTP keeps it right), then start again"
+    )
+
+
+class ClockWatch:
+    """Looks at the clock every few seconds, in a thread of its own, until stopped."""
+
+    def __init__(self, store: Store, role: str) -> None:
+        self._store, self._role = store, role
+        self._newest = store.newest()
+        self._set_apart = time.time() - time.monotonic()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+        self._off = False
+        self._shared = False
+
+    def start(self) -> None:
+        """Look once, and go on looking."""
+        self._look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def is_right(self) -> bool:
+        """Whether the node may work: it does where it is alone, however its clock was set."""
+        return not (self._off and self._shared)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_LOOK_SECONDS):
+            try:
+                self._look()
+            except SQLAlchemyError as error:
+                # The database is away, which others say: nothing is known of the clock until it is back.
+                log.debug("clock_not_compared", error=type(error).__name__)
+
+    def _look(self) -> None:
+        offset = self._store.clock_offset()
+        self._shared = offset is not None
+        if offset is None:
+            offset = self._alone()
+        metrics.CLOCK_OFFSET_SECONDS.labels(self._role).set(offset)
+        off = abs(offset) > LIMIT_SECONDS
+        if off and not self._off and self._shared:
+            log.error("clock_is_off", seconds=round(offset, 1), limit=LIMIT_SECONDS, against="the database")
+        elif off and not self._off:
+            log.warning("clock_is_off", seconds=round(offset, 1), limit=LIMIT_SECONDS, against="its own past")
+        elif self._off and not off:
+            log.info("clock_is_right", seconds=round(offset, 1))
+        self._off = off
+
+    def _alone(self) -> float:
+        """Seconds by which the clock was set since this process began, or by which rows lie in the future."""
+        was_set = time.time() - time.monotonic() - self._set_apart
+        return max(was_set, min(0.0, time.time() - self._newest), key=abs)
+
+
+def _said(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,68 @@
+"""The node's clock is compared with the database's, and with its own past where there is no server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from postgresql import PASSWORD, PostgreSQL
+from pynetdicom.timer import Timer
+from stepwedge import clock, database
+from stepwedge.dicom import deliver, listener
+from stepwedge.errors import StepwedgeError
+from stepwedge.settings import Settings
+from stepwedge.store import Store
+
+
+@pytest.fixture
+def shared(tmp_path: Path, postgresql: PostgreSQL) -> Store:
+    values = {"url": postgresql.new_database(), "password": PASSWORD}
+    return database.open_store(Settings.model_validate({"data_dir": tmp_path, "database": values}))
+
+
+def test_a_clock_that_agrees_passes(shared: Store) -> None:
+    offset = shared.clock_offset()
+    assert offset is not None
+    assert abs(offset) < 1
+    clock.check(shared)
+    shared.close()
+
+
+@pytest.mark.parametrize("seconds", [15.0, -15.0, 86400.0])
+def test_a_clock_beyond_the_limit_is_refused(shared: Store, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + seconds)
+    with pytest.raises(StepwedgeError, match=r"the clock of this node says .* and that of the database .*10 seconds"):
+        clock.check(shared)
+    watch = clock.ClockWatch(shared, "work")
+    watch.start()
+    assert not watch.is_right()
+    watch.stop()
+    shared.close()
+
+
+def test_one_machine_works_on_whatever_its_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open_file(tmp_path / "db.sqlite")
+    assert store.clock_offset() is None
+    clock.check(store)
+    store.set_delivery("u", "pacs", "pending", at=time.time() + 86400)
+    watch = clock.ClockWatch(store, "work")
+    assert watch._alone() == pytest.approx(-86400, abs=60)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 200_000)
+    assert watch._alone() == pytest.approx(200_000, abs=60)
+    watch.start()
+    assert watch.is_right()
+    watch.stop()
+    store.close()
+
+
+def test_time_outs_of_associations_do_not_follow_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deliver.timer is listener.timer  # either module is enough
+    timer = Timer(30)
+    timer.start()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86400)
+    assert not timer.expired
+    assert timer.remaining == pytest.approx(30, abs=5)

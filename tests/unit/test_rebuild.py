@@ -152,7 +152,7 @@ def test_the_rebuilt_index_says_what_the_old_one_said(node: Node) -> None:
         node.store.set_delivery(unit.unit, "archive", "pending", at=1.0)
         node.store.set_delivery(unit.unit, "clinic", "withheld", at=1.0)
     refused = received(radiograph(BRIGHT), data=b"rubbish")
-    node.spool.quarantine(refused, UnusableInstanceError("not_dicom", "rubbish"))
+    node.spool.quarantine.keep(refused, UnusableInstanceError("not_dicom", "rubbish"))
     before = index(node.settings)
     node.store.close()
 

@@ -18,6 +18,7 @@ from stepwedge.store import Store
 ORDER = ("failed", "running", "queued", "deferred", "reported", "rejected")
 OPEN, NOT_ROUTED = "arriving", "not_routed"  # states of studies without units
 OF_DELIVERIES = ("pending", "withheld")
+_DESTINATIONS = 8  # that a study's results go to, at most, where a page of the list is to be full
 FILTERS = ("failed", "queued", "running", OPEN, "deferred", "reported", "rejected", NOT_ROUTED, *OF_DELIVERIES)
 
 
@@ -91,10 +92,14 @@ def list_studies(store: Store, state: str, after: Place | None, limit: int) -> l
     if after is not None:
         earlier = sa.and_(at == after.at, STUDIES.c.study < after.study)
         query = query.where(at <= after.at, sa.or_(at < after.at, earlier))
-    query = query.order_by(at.desc(), STUDIES.c.study.desc()).limit(limit)
+    rows = limit * _DESTINATIONS if state in OF_DELIVERIES else limit
+    query = query.order_by(at.desc(), STUDIES.c.study.desc()).limit(rows)
+    found: dict[str, tuple[Place, Study]] = {}
     with store.engine.connect() as db:
-        found = [dict(row) for row in db.execute(query).mappings()]
-    return [(Place(at=float(row.pop("at")), study=str(row["study"])), Study(**row)) for row in found]
+        for row in map(dict, db.execute(query).mappings()):
+            place = Place(at=float(row.pop("at")), study=str(row["study"]))
+            found.setdefault(place.study, (place, Study(**row)))
+    return list(found.values())[:limit]
 
 
 def _by_unit(state: str) -> tuple[sa.Select[Any], sa.ColumnElement[float]]:
@@ -113,24 +118,13 @@ def _by_unit(state: str) -> tuple[sa.Select[Any], sa.ColumnElement[float]]:
 
 
 def _by_delivery(state: str) -> tuple[sa.Select[Any], sa.ColumnElement[float]]:
-    """Each study once, by the delivery in this state that changed last."""
-    other, their = DELIVERIES.alias(), UNITS.alias()
-    later = sa.or_(
-        other.c.updated_at > DELIVERIES.c.updated_at,
-        sa.and_(
-            other.c.updated_at == DELIVERIES.c.updated_at,
-            sa.tuple_(other.c.unit, other.c.destination) > sa.tuple_(DELIVERIES.c.unit, DELIVERIES.c.destination),
-        ),
-    )
-    of_the_study = sa.exists().where(
-        their.c.study == UNITS.c.study, other.c.unit == their.c.unit, other.c.state == state, later
-    )
+    """Each study as often as it has deliveries in this state, by when those changed."""
     query = (
         sa.select(STUDIES, DELIVERIES.c.updated_at.label("at"))
         .select_from(DELIVERIES)
         .join(UNITS, UNITS.c.unit == DELIVERIES.c.unit)
         .join(STUDIES, STUDIES.c.study == UNITS.c.study)
-        .where(DELIVERIES.c.state == state, ~of_the_study)
+        .where(DELIVERIES.c.state == state)
     )
     return query, DELIVERIES.c.updated_at
 

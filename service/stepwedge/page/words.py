@@ -50,7 +50,7 @@ STATES = {
     "pending": Mark(word="On its way", shape="ring", tone="busy", meaning="Sent until the destination takes it."),
     "delivered": Mark(word="Delivered", shape="tick", tone="good", meaning="The destination has taken the result."),
     "withheld": Mark(
-        word="Withheld", shape="bar", tone="warn", meaning="The result does not go there, for the reason given."
+        word="Withheld", shape="bar", tone="quiet", meaning="The result does not go there, for the reason given."
     ),
 }
 UNKNOWN = Mark(word="Unknown", shape="dash", tone="quiet")

@@ -126,13 +126,16 @@ def page_routes(desk: Desk) -> list[Route]:
 
 def _overview(asking: Asking) -> Response:
     still = asking.request.query_params.get("refresh") == "off"
-    refresh = 0 if still else _REFRESH_SECONDS
-    return asking.page("overview.html", refresh=refresh, overview=glance.overview(asking.desk))
+    return _glance(asking, "overview.html", 0 if still else _REFRESH_SECONDS)
 
 
 def _wall(asking: Asking) -> Response:
+    return _glance(asking, "wall.html", _WALL_SECONDS)
+
+
+def _glance(asking: Asking, template: str, refresh: int) -> Response:
     latest = views.studies(asking.desk, "", None).rows
-    return asking.page("wall.html", refresh=_WALL_SECONDS, overview=glance.overview(asking.desk), latest=latest)
+    return asking.page(template, refresh=refresh, overview=glance.overview(asking.desk), latest=latest)
 
 
 def _studies(asking: Asking) -> Response:

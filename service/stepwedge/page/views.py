@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class StudyRow:
     study: Study
     state: str
     units: tuple[UnitView, ...]
+
+    @property
+    def results(self) -> dict[str, int]:
+        """How many deliveries there are, by state."""
+        return dict(Counter(item.state for view in self.units for item in view.deliveries))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,7 @@ def _alarm(alarm: Mapping[str, Any], view: View) -> dict[str, Any]:
         "cleared": words["cleared_time"],
         "acknowledged_by": words["acknowledged_by"] or "",
         "adopted": bool(words["adopted"]),
-        "from": words["attribution"],
+        "mostly_from": words["attribution"],
     }
 
 

@@ -198,7 +198,16 @@ def test_a_study_tells_its_way_with_times_and_reasons_in_words(scene: Scene, bro
         page.goto("/studies?state=deferred")
         page.get_by_role("link", name=scene.name("ageless")[:12]).click()
         text = _text(page)
-        steps = ["First image received", "Complete", "Analysed", "Deferred", "To pacs", "Delivered", "To ward", "Withheld"]
+        steps = [
+            "First image received",
+            "Complete",
+            "Analysed",
+            "Deferred",
+            "To pacs",
+            "Delivered",
+            "To ward",
+            "Withheld",
+        ]
         places = [text.find(step, text.find("Its way")) for step in steps]
         assert places == sorted(places), text
         assert min(places) > 0

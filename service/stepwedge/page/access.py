@@ -160,7 +160,7 @@ class Access:
             try:
                 known = {(entry.name, entry.proof): entry.role for entry in self.tokens.now()}
             except SettingsError as error:
-                raise RefusedError("tokens_unreadable", 503, f"Nobody can sign in: {error}") from None
+                raise unreadable(error) from None
             return known.get((session.who, session.proof))
         return None
 
@@ -198,7 +198,13 @@ def _entry(tokens: TokenFile, token: str) -> Token | None:
     try:
         return tokens.entry(token)
     except SettingsError as error:
-        raise RefusedError("tokens_unreadable", 503, f"Nobody can sign in: {error}") from None
+        raise unreadable(error) from None
+
+
+def unreadable(error: SettingsError) -> RefusedError:
+    """What is said while the tokens cannot be read; the log says why."""
+    log.error("tokens_unreadable", error=str(error))
+    return RefusedError("tokens_unreadable", 503, "Nobody can sign in now: page.tokens_file cannot be read.")
 
 
 def _host(netloc: str) -> str:

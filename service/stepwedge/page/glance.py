@@ -14,6 +14,7 @@ from stepwedge.page import queries
 from stepwedge.page.desk import Desk
 from stepwedge.page.neighbours import Said
 from stepwedge.page.queries import Counted
+from stepwedge.page.said import Brief
 from stepwedge.page.words import PROVIDERS, duration
 
 LATELY_SECONDS = 24 * 3600.0
@@ -21,7 +22,6 @@ LATELY_SECONDS = 24 * 3600.0
 _SLOW_SECONDS, _STUCK_SECONDS = 120.0, 600.0
 _ROLE_NAMES = {"listen": "DICOM node", "work": "Worker"}
 _MORE_OF_RESERVE = 5  # a disk with less than this many times the reserve is soon full
-_OVER = frozenset({"promoted", "declined", "rolled_back"})  # states in which a retraining request has ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ class Overview:
     queue_age: float | None  # seconds
     free_bytes: int
     models: tuple[ModelView, ...]
-    monitor: Said
+    monitor: Said[Brief]
     concerns: tuple[Concern, ...]
 
     @property
@@ -117,7 +117,7 @@ def overview(desk: Desk) -> Overview:
     )
 
 
-def monitor_says(desk: Desk) -> Said:
+def monitor_says(desk: Desk) -> Said[Brief]:
     """The monitor's answer, or why there is none."""
     if not desk.settings.watch.enabled:
         return Said(problem="the monitor is not started here (watch.enabled)")
@@ -152,7 +152,7 @@ def _model(said: Mapping[str, Any], served: Mapping[str, Any], runs: Mapping[str
     )
 
 
-def _roles(desk: Desk, monitor: Said) -> tuple[RoleView, ...]:
+def _roles(desk: Desk, monitor: Said[Brief]) -> tuple[RoleView, ...]:
     beats = {beat.role: beat for beat in rundir.beats(desk.settings.data_dir)}
     workers = sorted(role for role in beats if role.startswith("work."))
     found = []
@@ -166,7 +166,7 @@ def _roles(desk: Desk, monitor: Said) -> tuple[RoleView, ...]:
             detail = f"last heard {duration(time.time() - beat.at)} ago"
             found.append(RoleView(name=label, level="bad", word="Silent", detail=detail))
         else:
-            detail = " ".join(part for part in (beat.version and f"version {beat.version}", beat.host) if part)
+            detail = f"version {beat.version} on {beat.host}" if beat.version else ""
             found.append(RoleView(name=label, level="good", word="Ready", detail=detail))
     serving = desk.neighbours.inference.read()
     ready = bool(serving.value)
@@ -244,42 +244,23 @@ def _of_models(models: Sequence[ModelView]) -> list[Concern]:
     return found
 
 
-def _of_monitor(monitor: Said) -> list[Concern]:
+def _of_monitor(monitor: Said[Brief]) -> list[Concern]:
     if monitor.problem:
         text = f"{monitor.problem[:1].upper()}{monitor.problem[1:]}: drift is not shown"
         return [Concern(level="warn", text=text, link="/drift")]
-    said, found = monitor.value, []
-    if said.get("database"):
+    found: list[Concern] = []
+    said = monitor.value
+    if said is None:
+        return found
+    if said.database:
         found.append(Concern(level="warn", text="The monitor does not reach the database", link="/drift"))
-    for model in _list(said, "models"):
-        if not model.get("usable", True):
-            found.append(Concern(level="warn", text=f"{model.get('model')} is not watched", link="/drift"))
-        for alarm in _list(model, "alarms"):
-            if alarm.get("active"):
-                text = f"Drift: {alarm.get('signal')} is {alarm.get('direction')}"
-                found.append(Concern(level="warn", text=text, link="/drift"))
-    waiting = [each for each in _list(said, "requests") if each.get("state") not in _OVER]
+    for model in said.models:
+        if not model.usable:
+            found.append(Concern(level="warn", text=f"{model.model} is not watched", link="/drift"))
+        for alarm in model.active:
+            found.append(Concern(level="warn", text=f"Drift: {alarm.signal} is {alarm.direction}", link="/drift"))
+    waiting = len(said.open_requests)
     if waiting:
-        text = f"{len(waiting)} retraining {'requests are' if len(waiting) > 1 else 'request is'} open"
+        text = f"{waiting} retraining {'requests are' if waiting > 1 else 'request is'} open"
         found.append(Concern(level="quiet", text=text, link="/drift#requests"))
     return found
-
-
-def _list(said: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    values = said.get(name)
-    return [each for each in values if isinstance(each, dict)] if isinstance(values, list) else []
-
-
-def open_requests(monitor: Said) -> list[dict[str, Any]]:
-    """Retraining requests that have not ended."""
-    return [each for each in _list(monitor.value or {}, "requests") if each.get("state") not in _OVER]
-
-
-def watched(monitor: Said) -> list[dict[str, Any]]:
-    """What the monitor says of each model."""
-    return _list(monitor.value or {}, "models")
-
-
-def reports(monitor: Said) -> list[dict[str, Any]]:
-    """Evidently's pages, the latest first."""
-    return _list(monitor.value or {}, "pages")

@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
 from stepwedge.errors import SettingsError, StepwedgeError
+from stepwedge.page.said import VERSION, Brief
 from stepwedge.settings import Settings
 
-VERSION = 1
 _TIMEOUT_SECONDS = 2.0
 _KEEP_SECONDS = 4.0
 _REPORT_BYTES = 64 << 20
@@ -25,24 +26,28 @@ _REPORT_SECONDS = 15.0
 _REPORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.html")
 
 
+Value = TypeVar("Value")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
+class Said(Generic[Value]):
     """An answer, or why there is none."""
 
-    value: Any = None
+    value: Value | None = None
     problem: str = ""
 
 
-class Asked:
+class Asked(Generic[Value]):
     """One address that is asked again when the last answer is old. Safe for threads: one asks, the others wait."""
 
-    def __init__(self, ask: Callable[[], Any]) -> None:
+    def __init__(self, ask: Callable[[], Value]) -> None:
         """``ask`` raises StepwedgeError, whose message says why there is no answer."""
         self._ask = ask
         self._lock = threading.Lock()
-        self._said, self._until = Said(), 0.0
+        self._said: Said[Value] = Said()
+        self._until = 0.0
 
-    def read(self) -> Said:
+    def read(self) -> Said[Value]:
         """The answer, a few seconds old at most."""
         with self._lock:
             if time.monotonic() >= self._until:
@@ -117,14 +122,17 @@ class Neighbours:
             raise StepwedgeError(f"the monitor does not answer ({type(error).__name__})") from None
         return b"".join(parts)
 
-    def _ask_monitor(self) -> dict[str, Any]:
+    def _ask_monitor(self) -> Brief:
         said = self._get(f"{self._url}/status.json", "the monitor")
-        if not isinstance(said, dict) or said.get("version") != VERSION:
-            version = said.get("version") if isinstance(said, dict) else None
+        version = said.get("version") if isinstance(said, dict) else None
+        if version != VERSION:
             raise StepwedgeError(
                 f"the monitor's answer has version {version!r}, and this page reads {VERSION}; upgrade the older"
             )
-        return said
+        try:
+            return Brief.model_validate(said)
+        except ValidationError:
+            raise StepwedgeError("the monitor's answer cannot be read; it is of another version") from None
 
     def _ask_inference(self) -> list[dict[str, Any]]:
         said = self._get(f"{self._inference_url}/v1/models", "the inference server")

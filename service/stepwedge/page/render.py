@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from stepwedge.page import glance, words
+from stepwedge.page import words
 
 STYLE = (Path(__file__).parent / "style.css").read_bytes()
 
@@ -50,9 +50,6 @@ def _made() -> jinja2.Environment:
         "outcomes": words.OUTCOMES,
         "verdicts": words.VERDICTS,
         "action_words": words.ACTIONS,
-        "watched": glance.watched,
-        "open_requests": glance.open_requests,
-        "reports": glance.reports,
     }
     return environment
 

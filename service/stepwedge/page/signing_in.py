@@ -11,7 +11,7 @@ import structlog
 from starlette.responses import RedirectResponse, Response
 
 from stepwedge.errors import SettingsError
-from stepwedge.page.access import RefusedError, refuse
+from stepwedge.page.access import RefusedError, refuse, unreadable
 from stepwedge.page.oidc import CALLBACK, Begun, SignInError
 from stepwedge.page.sessions import (
     COOKIE,
@@ -84,7 +84,7 @@ def _by_token(asking: Asking) -> Response:
     try:
         entry = access.tokens.entry(asking.form.get("token", "").strip())
     except SettingsError as error:
-        raise RefusedError("tokens_unreadable", 503, f"Nobody can sign in: {error}") from None
+        raise unreadable(error) from None
     if entry is None:
         # Counted and logged like every refusal, and said where it can be tried again.
         refuse(asking.request, RefusedError("wrong_token", 403, ""))
@@ -126,9 +126,13 @@ def _back_from_provider(asking: Asking) -> Response:
         raise RefusedError(
             "oidc_failed", 403, "This attempt to sign in is too old, or of another browser; begin again."
         )
-    begun = Begun(**kept)
     try:
+        begun = Begun(**kept)
         subject, role = access.provider.finish(begun, dict(request.query_params))
+    except TypeError:
+        raise RefusedError(
+            "oidc_failed", 403, "This attempt to sign in was begun by another version; begin again."
+        ) from None
     except SignInError as error:
         status = {"oidc_away": 502, "no_role": 403}.get(error.outcome, 403)
         raise RefusedError(error.outcome, status, str(error)) from None

@@ -7,6 +7,7 @@ and its key set; signatures are checked by PyJWT.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import secrets
 import threading
@@ -48,6 +49,15 @@ class Begun:
     to: str  # the page that was asked for
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Key:
+    """A public key of the provider. ``algorithm`` is the only one that it is for, where the provider says so."""
+
+    id: str | None
+    algorithm: str | None
+    key: Any
+
+
 class Provider:
     """An OpenID provider. Safe for threads."""
 
@@ -59,7 +69,7 @@ class Provider:
         self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
-        self._keys: jwt.PyJWKSet | None = None
+        self._keys: tuple[_Key, ...] = ()
         self._until = 0.0
 
     def close(self) -> None:
@@ -146,43 +156,46 @@ class Provider:
 
     def _verified(self, token: str, nonce: str) -> dict[str, Any]:
         try:
+            key = self._key(jwt.get_unverified_header(token).get("kid"))
             claims: dict[str, Any] = jwt.decode(
                 token,
-                self._key(jwt.get_unverified_header(token).get("kid")),
-                algorithms=list(_ALGORITHMS),
+                key.key,
+                # Never one with a shared secret, and the key's own where it names one.
+                algorithms=[each for each in _ALGORITHMS if key.algorithm in (None, each)],
                 audience=self._settings.client_id,
                 issuer=str(self._discovered()["issuer"]),
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["iss", "sub", "aud", "exp", "iat"]},
             )
         except jwt.PyJWTError as error:
-            raise SignInError(
-                "oidc_failed", f"the OpenID provider's token does not hold ({type(error).__name__})"
-            ) from None
+            which = " ".join([type(error).__name__, getattr(error, "claim", "")]).strip()
+            raise SignInError("oidc_failed", f"the OpenID provider's token does not hold ({which})") from None
         if not secrets.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
             raise SignInError("oidc_failed", "the OpenID provider's token is not of this attempt to sign in")
         if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self._settings.client_id:
             raise SignInError("oidc_failed", "the OpenID provider's token was made for another application")
         return claims
 
-    def _key(self, key_id: str | None) -> jwt.PyJWK:
+    def _key(self, key_id: str | None) -> _Key:
         for again in (False, True):
             with self._lock:
-                if self._keys is None or again:
+                if not self._keys or again:
                     self._keys = self._read_keys()
-                keys = [key for key in self._keys.keys if key.public_key_use in (None, "sig")]
-            found = [key for key in keys if key.key_id == key_id] or (keys if key_id is None and len(keys) == 1 else [])
+                keys = self._keys
+            found = [key for key in keys if key.id == key_id] or (keys if key_id is None and len(keys) == 1 else ())
             if found:
                 return found[0]
         raise SignInError("oidc_failed", "the OpenID provider's token is signed by a key that it does not show")
 
-    def _read_keys(self) -> jwt.PyJWKSet:
-        try:
-            return jwt.PyJWKSet.from_dict(self._json("GET", str(self._discovered()["jwks_uri"])))
-        except jwt.PyJWTError as error:
-            raise SignInError(
-                "oidc_failed", f"the OpenID provider's keys cannot be read ({type(error).__name__})"
-            ) from None
+    def _read_keys(self) -> tuple[_Key, ...]:
+        said = self._json("GET", str(self._discovered()["jwks_uri"])).get("keys")
+        found = []
+        for each in said if isinstance(said, list) else []:
+            if not isinstance(each, dict) or each.get("use", "sig") != "sig" or each.get("kty") == "oct":
+                continue
+            with contextlib.suppress(jwt.PyJWTError):  # of a kind that we have no use for
+                found.append(_Key(id=each.get("kid"), algorithm=each.get("alg"), key=jwt.PyJWK.from_dict(each).key))
+        return tuple(found)
 
     def _discovered(self) -> dict[str, Any]:
         if not self._known or time.monotonic() > self._until:

@@ -86,7 +86,8 @@ def serve(port: int, redirect: str) -> None:
                     groups[group] = models.Group(display_name=group, members=[user])
                     backend.save(groups[group])
             client = models.Client(
-                client_id=CLIENT, client_secret=SECRET, client_name="Stepwedge", client_uri=redirect.partition("/sign-in")[0],
+                client_id=CLIENT, client_secret=SECRET, client_name="Stepwedge",
+                client_uri=redirect.partition("/sign-in")[0],
                 redirect_uris=[redirect], grant_types=["authorization_code"], response_types=["code"],
                 scope=["openid", "profile", "groups"], token_endpoint_auth_method="client_secret_basic",
             )  # fmt: skip

@@ -107,9 +107,9 @@ def put(
     at = time.time() - 60 if at is None else at
     uid = uid or f"1.2.{int(name[:8], 16)}"
     instance = StoredInstance(
-        study=name, instance=name, digest="d" * 64, path=f"spool/{name}", study_uid=uid, series_uid="1.2", sop_uid="1.2",
-        sop_class_uid="1.2", transfer_syntax_uid="1.2", modality="DX", routed=state is not None, size=1000,
-        received_at=at, sender="PACS",
+        study=name, instance=name, digest="d" * 64, path=f"spool/{name}", study_uid=uid, series_uid="1.2",
+        sop_uid="1.2", sop_class_uid="1.2", transfer_syntax_uid="1.2", modality="DX", size=1000,
+        routed=state is not None, received_at=at, sender="PACS",
     )  # fmt: skip
     store.add_instance(instance)
     study = Study(study=name, study_uid=uid, first_instance_at=at, last_instance_at=at, revision=0, open=True)

@@ -174,23 +174,24 @@ def test_every_page_reads_well_on_a_wall_and_on_a_phone_by_day_and_by_night(
             found[path] = faults(page)
             if path == "/wall" and size == "wall":
                 assert page.evaluate("document.documentElement.scrollHeight") <= SIZES["wall"][1], "the wall scrolls"
-    assert found == dict.fromkeys(found, [])
+    assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 
 def test_the_overview_names_what_runs_what_is_in_use_and_what_to_look_at(scene: Scene, browser: Browser) -> None:
     with opened(browser, scene.base) as page:
         page.goto("/")
         text = _text(page)
-        for wanted in ("Something needs a person", "1 failed", "DICOM node Ready", "Worker worker-1 Ready", "Monitor Ready",
-                       "chest-pneumonia 1.1.0", "Demonstration – not for clinical use", "Runs on CPU",
-                       "No change beyond the ordinary", "1 refused object in quarantine", "Oldest has waited"):  # fmt: skip
+        for wanted in (
+            "Something needs a person", "1 failed", "DICOM node Ready", "Worker worker-1 Ready", "Monitor Ready",
+            "chest-pneumonia 1.1.0", "Demonstration – not for clinical use", "Runs on CPU", "Oldest has waited",
+            "No change beyond the ordinary", "1 refused object in quarantine",
+        ):  # fmt: skip
             assert wanted.lower() in text.lower(), wanted
         page.goto("/model")
         text = _text(page)
-        for value in scene.service.settings.models[0].package.joinpath("model.sig").exists() * ("Signer",):
-            assert value in text
         told = httpx.get(f"http://127.0.0.1:{scene.service.settings.inference.port}/v1/models", timeout=10).json()
         assert told[0]["digest"] in text
+        assert "Signer" in text
 
 
 def test_a_study_tells_its_way_with_times_and_reasons_in_words(scene: Scene, browser: Browser) -> None:

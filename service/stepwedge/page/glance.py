@@ -257,8 +257,8 @@ def _of_monitor(monitor: Said[Brief]) -> list[Concern]:
     for model in said.models:
         if not model.usable:
             found.append(Concern(level="warn", text=f"{model.model} is not watched", link="/drift"))
-        for alarm in model.active:
-            found.append(Concern(level="warn", text=f"Drift: {alarm.signal} is {alarm.direction}", link="/drift"))
+        drifts = (f"Drift: {alarm.signal} is {alarm.direction}" for alarm in model.active)
+        found += [Concern(level="warn", text=text, link="/drift") for text in drifts]
     waiting = len(said.open_requests)
     if waiting:
         text = f"{waiting} retraining {'requests are' if waiting > 1 else 'request is'} open"

@@ -30,9 +30,9 @@ MONITOR: dict[str, Any] = {
         "alarms": [{
             "alarm": "tiny/kvp/1", "kind": "drift", "signal": "kvp", "direction": "higher than usual",
             "where": "scanner: Ray 7", "shift": "Acquisition: images are made in another way.", "baseline": "1.0 %",
-            "present": "9.0 %", "evidence": "6.0", "limit": "5.3", "active": True, "raised": "2026-03-01T00:00:00+00:00",
-            "changed": "2026-02-27T00:00:00+00:00", "cleared": None, "acknowledged_by": "", "adopted": False,
-            "mostly_from": [["scanner: Ray 7", 0.8]],
+            "present": "9.0 %", "evidence": "6.0", "limit": "5.3", "active": True,
+            "raised": "2026-03-01T00:00:00+00:00", "changed": "2026-02-27T00:00:00+00:00", "cleared": None,
+            "acknowledged_by": "", "adopted": False, "mostly_from": [["scanner: Ray 7", 0.8]],
         }],
     }],
     "requests": [{"request": "20260301-abc", "state": "open", "since_at": 1.0, "who": "stepwatch", "opened_at": 1.0,

@@ -80,7 +80,9 @@ class Access:
         if self.tokens is not None or self.provider is not None:
             self.kind: Kind = "signed"
         else:
-            self.kind = "open" if settings.http.host in LOOPBACK else "closed"
+            # A public address says that a proxy on this machine hands on requests of others.
+            public = _host(urlsplit(settings.page.url).netloc) or "localhost"
+            self.kind = "open" if {settings.http.host, public} <= LOOPBACK else "closed"
         self.secure = settings.page.url.startswith("https://")
         self.sign_ins = Limit(settings.page.sign_ins_per_minute)
         self.posts = Limit(settings.page.posts_per_minute)
@@ -188,10 +190,16 @@ class Access:
         return urlsplit(origin).netloc in ours
 
 
-def refuse(request: Request, refused: RefusedError) -> None:
-    """Count a refusal and say it in the log, without anything that was sent."""
+def refuse(access: Access, request: Request, refused: RefusedError) -> None:
+    """Count a refusal and say it in the log, with the address that asked and without anything that it sent."""
     metrics.PAGE_REQUESTS_REFUSED.labels(refused.outcome).inc()
-    log.warning("page_request_refused", outcome=refused.outcome, method=request.method, status=refused.status)
+    log.warning(
+        "page_request_refused",
+        outcome=refused.outcome,
+        method=request.method,
+        status=refused.status,
+        client=access.client(request),
+    )
 
 
 def _entry(tokens: TokenFile, token: str) -> Token | None:

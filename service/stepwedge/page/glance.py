@@ -20,6 +20,7 @@ from stepwedge.page.words import PROVIDERS, duration
 LATELY_SECONDS = 24 * 3600.0
 # A unit that waits this long is a matter for somebody: attempts end after ten minutes by default.
 _SLOW_SECONDS, _STUCK_SECONDS = 120.0, 600.0
+_GONE_SECONDS = 24 * 3600.0
 _ROLE_NAMES = {"listen": "DICOM node", "work": "Worker"}
 _MORE_OF_RESERVE = 5  # a disk with less than this many times the reserve is soon full
 
@@ -154,7 +155,10 @@ def _model(said: Mapping[str, Any], served: Mapping[str, Any], runs: Mapping[str
 
 def _roles(desk: Desk, monitor: Said[Brief]) -> tuple[RoleView, ...]:
     beats = {beat.role: beat for beat in rundir.beats(desk.settings.data_dir)}
-    workers = sorted(role for role in beats if role.startswith("work."))
+    # What a worker that died long ago left behind is no worker of today.
+    workers = sorted(
+        role for role in beats if role.startswith("work.") and beats[role].at > time.time() - _GONE_SECONDS
+    )
     found = []
     for role in ("listen", *(workers or ["work"])):
         name = _ROLE_NAMES[role.partition(".")[0]]

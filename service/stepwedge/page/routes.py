@@ -42,13 +42,11 @@ _HASH = re.compile(r"[0-9a-f]{32}")
 _BEGINNING = re.compile(r"[0-9a-f]{6,32}")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _LONGEST_UID = 64
-_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
+_POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 # Evidently's pages hold their own programs: they run in a place of their own, and reach nothing.
 _DRAWN_POLICY = (
-    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; font-src data:; frame-ancestors 'none'"
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
 )
 _AWAY = "The database does not answer. Nothing that was acknowledged is lost; this page comes back with the database."
 # What is said above a page after something was done there.
@@ -265,7 +263,7 @@ def _through(desk: Desk, answer: Answer, role: Role | None) -> Callable[[Request
                 form = await _form(request)
                 desk.access.check_form(request, visitor, form)
             if role is not None and visitor.role is None:
-                return _sealed(desk, visitor, _to_sign_in(request))
+                return _sealed(desk, visitor, _to_sign_in(desk, request))
             if role is not None and not visitor.may(role):
                 raise RefusedError(
                     "forbidden", 403, f"This needs the role {role}, and {visitor.who} is a {visitor.role}."
@@ -273,7 +271,7 @@ def _through(desk: Desk, answer: Answer, role: Role | None) -> Callable[[Request
             asking = Asking(desk=desk, request=request, visitor=visitor, form=form)
             return _sealed(desk, visitor, await run_in_threadpool(answer, asking))
         except RefusedError as refused:
-            refuse(request, refused)
+            refuse(desk.access, request, refused)
             return _sealed(desk, visitor, _said(request, refused.status, refused.said, wait=refused.wait))
         except StepwedgeError as error:
             return _sealed(desk, visitor, _said(request, 409, str(error)))
@@ -320,10 +318,10 @@ def _sealed(desk: Desk, visitor: Visitor | None, response: Response) -> Response
     return response
 
 
-def _to_sign_in(request: Request) -> Response:
+def _to_sign_in(desk: Desk, request: Request) -> Response:
     if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
         refused = RefusedError("signed_out", 401, "Sign in, or send `Authorization: Bearer TOKEN`.")
-        refuse(request, refused)
+        refuse(desk.access, request, refused)
         return _said(request, refused.status, refused.said)
     to = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return _see(f"{SIGN_IN}?to={quote(to)}")

@@ -87,7 +87,7 @@ def _by_token(asking: Asking) -> Response:
         raise unreadable(error) from None
     if entry is None:
         # Counted and logged like every refusal, and said where it can be tried again.
-        refuse(asking.request, RefusedError("wrong_token", 403, ""))
+        refuse(access, asking.request, RefusedError("wrong_token", 403, ""))
         return _show(asking, problem="This is none of the tokens. Look whether it was copied whole.", status=403)
     session = new_session(who=entry.name, role=entry.role, how="token", proof=entry.proof)
     return _signed_in(asking, session, entry.role, RedirectResponse(ours(asking.form.get("to", "/")), status_code=303))

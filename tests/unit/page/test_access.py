@@ -125,6 +125,11 @@ def test_beyond_loopback_the_page_says_what_to_set_and_metrics_answer(tmp_path: 
             assert served.get(path).status_code == 200
 
 
+def test_with_a_public_address_loopback_is_not_enough(tmp_path: Path) -> None:
+    with page(tmp_path, page={"url": "https://stepwedge.example.org"}) as served:
+        assert served.get("/").status_code == 403
+
+
 # --- Tokens -----------------------------------------------------------------------------------------------------------
 
 

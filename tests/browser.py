@@ -56,11 +56,12 @@ _PALE = """
   return found;
 }
 """
-# What reaches beyond the right edge of the window, so that it can be seen only by scrolling sideways, or not at all.
+# What reaches beyond the right edge of the window, or of the box that it is in.
 _CUT_OFF = """
 () => [...document.querySelectorAll("body *")].filter(e => {
   const box = e.getBoundingClientRect();
-  return box.width > 1 && box.height > 1 && box.right > document.documentElement.clientWidth + 0.5
+  const wide = e.matches(".tile, .tile dd, .sheet, .banner, .chip, button, td, pre") && e.scrollWidth > e.clientWidth + 1;
+  return box.width > 1 && box.height > 1 && (wide || box.right > document.documentElement.clientWidth + 0.5)
     && getComputedStyle(e).clipPath === "none" && !e.closest(".unseen, .skip");
 }).map(e => e.tagName + "." + e.className + ": " + e.textContent.trim().slice(0, 40))
 """

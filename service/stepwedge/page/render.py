@@ -36,6 +36,7 @@ def _made() -> jinja2.Environment:
     )
     environment.filters |= {
         "ago": words.ago,
+        "brief": words.brief,
         "duration": words.duration,
         "iso": words.iso,
         "mark": _mark,

@@ -111,6 +111,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def brief(seconds: float | None) -> str:
+    """A length of time in one number, for large letters; of none, 0 s."""
+    seconds = max(0.0, seconds or 0.0)
+    for below, length, unit in ((100, 1, "s"), (6_000, 60, "min"), (172_800, 3600, "h")):
+        if seconds < below:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
 def moment(at: float | None) -> str:
     """A time for people, on this machine's clock: without the day where it is today."""
     if at is None:

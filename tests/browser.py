@@ -60,7 +60,7 @@ _PALE = """
 _CUT_OFF = """
 () => [...document.querySelectorAll("body *")].filter(e => {
   const box = e.getBoundingClientRect();
-  const wide = e.matches(".tile, .tile dd, .sheet, .banner, .chip, button, td, pre") && e.scrollWidth > e.clientWidth + 1;
+  const wide = e.matches(".tile, .tile dd, .sheet, .banner, .chip, button, pre") && e.scrollWidth > e.clientWidth + 1;
   return box.width > 1 && box.height > 1 && (wide || box.right > document.documentElement.clientWidth + 0.5)
     && getComputedStyle(e).clipPath === "none" && !e.closest(".unseen, .skip");
 }).map(e => e.tagName + "." + e.className + ": " + e.textContent.trim().slice(0, 40))

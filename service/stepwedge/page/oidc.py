@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import httpx
 import jwt
@@ -137,7 +137,7 @@ class Provider:
         supported = self._discovered().get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         by_header: httpx.BasicAuth | None = None
         if self._secret and "client_secret_basic" in supported:
-            by_header = httpx.BasicAuth(self._settings.client_id, self._secret)
+            by_header = httpx.BasicAuth(quote_plus(self._settings.client_id), quote_plus(self._secret))
         else:
             asked["client_id"] = self._settings.client_id
             if self._secret:

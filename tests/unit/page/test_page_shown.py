@@ -72,7 +72,7 @@ class _Monitor(BaseHTTPRequestHandler):
 @pytest.fixture
 def monitor() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Monitor)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     _Monitor.got.clear()
     yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -61,6 +63,15 @@ class Served:
         return self.client.post(path, data=form, headers=sent, **words)
 
 
+@cache
+def _empty_queue() -> bytes:
+    """A queue's database without work: making its tables takes longer than all else here."""
+    with TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder))
+        prepare_queue(settings)
+        return settings.queue_file.read_bytes()
+
+
 @contextmanager
 def page(folder: Path, *, watch: dict[str, Any] | None = None, **groups: Any) -> Iterator[Served]:
     """Serve it; ``groups`` are groups of settings. Without ``watch`` there is no monitor, else one that is away."""
@@ -73,7 +84,7 @@ def page(folder: Path, *, watch: dict[str, Any] | None = None, **groups: Any) ->
     }
     settings = Settings(data_dir=folder / "data", http=http, **(own | groups))  # type: ignore[arg-type]
     store = open_store(settings)
-    prepare_queue(settings)
+    settings.queue_file.write_bytes(_empty_queue())
     desk = open_desk(settings, load_site(settings.data_dir), store)
     server = HttpServer(settings.http, build_app({}, store, None, routes=page_routes(desk)))
     server.start()

@@ -54,8 +54,8 @@ _POLICY = "; ".join(
 )
 # Evidently's pages hold their own programs: they run in a place of their own, and reach nothing.
 _DRAWN_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:; frame-ancestors 'none'"
 )
 _AWAY = "The database does not answer. Nothing that was acknowledged is lost; this page comes back with the database."
 # What is said above a page after something was done there.

@@ -10,7 +10,7 @@ LOCK := $(LOCK_ALONE) --group build
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check image bench bench-capacity bench-gates bench-decision bench-department bench-drift lock settings clean
+.PHONY: help demo test check image bench bench-capacity bench-gates bench-decision bench-department bench-drift bench-page lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
@@ -21,6 +21,8 @@ help:
 	@echo "             studies an hour, CPU seconds a study and memory, by role and number of cores"
 	@echo "make bench-gates, bench-decision, bench-department, bench-drift"
 	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
+	@echo "make bench-page"
+	@echo "             milliseconds that each of the operator's pages takes with 100,000 studies"
 	@echo "make image   build the container images, measure them, write bills of materials and licences"
 	@echo "make lock    resolve the lock files anew"
 	@echo "make clean   remove the environment and the demo's data"
@@ -78,6 +80,10 @@ bench-department: $(VENV)/test.done
 # How soon a change is noticed, and how rarely nothing is taken for one.
 bench-drift: $(VENV)/test.done
 	@$(BIN)/python tests/benchmarks/drift.py
+
+# How long the operator's pages take with many studies in the database.
+bench-page: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/page.py
 
 # IMAGE_ARGUMENTS='--tag 0.1.0 --base python:3.12-slim-bookworm@sha256:… --cuda'
 image: $(VENV)/bin/python

@@ -98,7 +98,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     seconds = max(0.0, seconds)
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 60:
         return f"{seconds:.0f} s"

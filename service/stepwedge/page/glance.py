@@ -71,7 +71,7 @@ class Overview:
     roles: tuple[RoleView, ...]
     counted: Counted
     queue_age: float | None  # seconds
-    free_bytes: int
+    free_bytes: int | None  # None: the data folder cannot be read
     models: tuple[ModelView, ...]
     monitor: Said[Brief]
     concerns: tuple[Concern, ...]
@@ -96,7 +96,7 @@ def overview(desk: Desk) -> Overview:
     monitor = monitor_says(desk)
     models = model_views(desk)
     roles = _roles(desk, monitor)
-    free = shutil.disk_usage(desk.settings.data_dir).free
+    free = _free(desk)
     concerns = [
         *_of_roles(roles),
         *_of_work(desk, counted, age),
@@ -226,8 +226,17 @@ def _of_work(desk: Desk, counted: Counted, age: float | None) -> list[Concern]:
     return found
 
 
-def _of_room(desk: Desk, free: int) -> list[Concern]:
+def _free(desk: Desk) -> int | None:
+    try:
+        return shutil.disk_usage(desk.settings.data_dir).free
+    except OSError:
+        return None
+
+
+def _of_room(desk: Desk, free: int | None) -> list[Concern]:
     reserve = desk.settings.spool.reserve_bytes
+    if free is None:
+        return [Concern(level="bad", text="The data folder cannot be read: is its volume there?", link="/#room")]
     if free < reserve:
         return [Concern(level="bad", text="The disk is full: images are refused until there is room", link="/#room")]
     if free < _MORE_OF_RESERVE * reserve:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -260,6 +261,21 @@ def test_when_the_database_is_away_it_says_so_and_comes_back(served: Served) -> 
         file.rmdir()
         hidden.rename(file)
     assert served.get("/studies").status_code == 200
+
+
+def test_a_data_folder_that_is_away_or_full_is_said(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("shutil.disk_usage", away)
+    assert "The data folder cannot be read" in served.get("/").text
+    spool = served.desk.settings.spool.model_copy(update={"reserve_bytes": 100})
+    monkeypatch.setattr(served.desk, "settings", served.desk.settings.model_copy(update={"spool": spool}))
+    for free, said in ((99, "The disk is full"), (300, "The disk is nearly full"), (900, "")):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        text = served.get("/").text
+        assert said in text
+        assert said or "The disk" not in text
 
 
 def test_an_error_of_ours_is_said_in_words_and_logged_by_its_place(

@@ -10,7 +10,7 @@ LOCK := $(LOCK_ALONE) --group build
 # The suite starts real servers; two at a time is what two cores take.
 TEST_JOBS ?= 2
 
-.PHONY: help demo test check image chart bench bench-capacity bench-gates bench-decision bench-department bench-drift bench-gpu lock settings clean
+.PHONY: help demo test check image chart bench bench-capacity bench-gates bench-decision bench-department bench-drift bench-gpu bench-page lock settings clean
 
 help:
 	@echo "make demo    set up, and run the main job on this machine"
@@ -23,6 +23,8 @@ help:
 	@echo "             gates and attacks, decisions, simulated studies, drift: figures with intervals"
 	@echo "make bench-gpu"
 	@echo "             inference on an NVIDIA GPU: agreement with the CPU, rates, the card's own limits"
+	@echo "make bench-page"
+	@echo "             milliseconds that each of the operator's pages takes with 100,000 studies"
 	@echo "make image   build the container images, measure them, write bills of materials and licences"
 	@echo "make chart   write the schema of the chart's values anew, and pack the chart where helm is installed"
 	@echo "make lock    resolve the lock files anew"
@@ -91,6 +93,10 @@ $(VENV)/cuda.done: requirements-image-cuda.txt $(VENV)/test.done
 
 bench-gpu: $(VENV)/cuda.done
 	@$(BIN)/python tests/benchmarks/gpu.py --out build/bench-gpu.json
+
+# How long the operator's pages take with many studies in the database.
+bench-page: $(VENV)/test.done
+	@$(BIN)/python tests/benchmarks/page.py
 
 # IMAGE_ARGUMENTS='--tag 0.1.0 --base python:3.12-slim-bookworm@sha256:… --cuda'
 image: $(VENV)/bin/python

@@ -16,7 +16,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     generate_uid,
 )
-from stepwedge.dicom.spool import Received
+from stepwedge.dicom.encoded import Received
 
 DX = str(DigitalXRayImageStorageForPresentation)
 CT = str(CTImageStorage)

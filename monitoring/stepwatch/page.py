@@ -82,10 +82,10 @@ def render(overview: Overview) -> str:
 
 
 def _model(view: View, overview: Overview) -> dict[str, Any]:
-    active = [_alarm(alarm, view) for alarm in view.alarms if is_active(alarm)]
-    over = [_alarm(alarm, view) for alarm in view.alarms if not is_active(alarm)]
+    active = [describe_alarm(alarm, view) for alarm in view.alarms if is_active(alarm)]
+    over = [describe_alarm(alarm, view) for alarm in view.alarms if not is_active(alarm)]
     mine = [a for a in overview.past_alarms if a["model"] == view.model and a["digest"] == view.digest]
-    past = [_alarm(a, view) for a in mine if a["alarm"] not in {x["alarm"] for x in view.alarms}]
+    past = [describe_alarm(a, view) for a in mine if a["alarm"] not in {x["alarm"] for x in view.alarms}]
     runs = [run for run in overview.constancy if run.model_name == view.model]
     performance = (overview.performance or {}).get(view.model)
     return {
@@ -108,7 +108,8 @@ def _model(view: View, overview: Overview) -> dict[str, Any]:
     }
 
 
-def _alarm(alarm: Mapping[str, Any], view: View) -> dict[str, Any]:
+def describe_alarm(alarm: Mapping[str, Any], view: View) -> dict[str, Any]:
+    """An alarm in words and figures for people."""
     signal = str(alarm["signal"])
     return {
         "alarm": alarm["alarm"],

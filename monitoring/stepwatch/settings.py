@@ -32,7 +32,8 @@ class Http(_Group):
     port: int = Field(9108, ge=0, le=65535, description="TCP port.")
     token_file: Path | None = Field(
         None,
-        description="File with the bearer token that the webhook and labels ask for. Without one, both are refused.",
+        description="File with the bearer token that the webhook, labels and acknowledgements ask for. Without one, "
+        "all are refused.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The HTTP port: health, metrics, the status page, Alertmanager's webhook, labels, Evidently's pages."""
+"""The HTTP port: health, metrics, the status page, Alertmanager's webhook, labels, alarms seen, Evidently's pages."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ from stepwatch.logs import where
 from stepwatch.page import render
 from stepwatch.settings import Http
 from stepwatch.sidecar import Overview
+from stepwatch.status import brief
 
 log = structlog.get_logger()
 
 _BACKLOG = 128  # connections that wait to be accepted
 _WEBHOOK_BYTES = 1 << 20
 _LABELS_BYTES = 8 << 20
+_ACKNOWLEDGE_BYTES = 1 << 12
 # Alertmanager repeats what still fires after hours, in the same bytes. The same bytes within minutes are a replay.
 _REPLAY_SECONDS = 600.0
 _LEAST_TOKEN = 16  # characters: below that it can be guessed
@@ -56,9 +58,10 @@ class Doors:
     overview: Callable[[], Overview]
     database: Database
     pages: Path  # folder of Evidently's pages
-    token: str | None  # that the webhook and labels ask for; None: both are refused
+    token: str | None  # that whatever is sent has to bear; None: all of it is refused
     open_request: Callable[[Mapping[str, Any]], object]  # takes one alert of Alertmanager
     read_labels: Callable[[bytes, str], tuple[int, Mapping[str, int]]]  # body, kind: taken, and refused by reason
+    acknowledge: Callable[[str, str, bool], object]  # alarm, who has seen it, whether it is normal now
     registry: CollectorRegistry = field(default_factory=lambda: REGISTRY)
 
 
@@ -120,6 +123,9 @@ def build_app(doors: Doors) -> Starlette:
     def status_page(_: Request) -> Response:
         return HTMLResponse(render(doors.overview()), headers=_headers(_OWN_POLICY))
 
+    def status(_: Request) -> Response:
+        return JSONResponse(brief(doors.overview()), headers=_headers(_OWN_POLICY))
+
     def drawn_page(request: Request) -> Response:
         # A name, never a path: what lies elsewhere cannot be asked for.
         name = request.path_params["name"]
@@ -149,15 +155,26 @@ def build_app(doors: Doors) -> Starlette:
             return PlainTextResponse(error.said + "\n", status_code=error.status, headers=_challenge(error))
         return JSONResponse({"taken": taken, "refused": refused}, status_code=200 if taken or not refused else 400)
 
+    async def acknowledge(request: Request) -> Response:
+        try:
+            _check_token(request, doors.token)
+            body = await _read(request, _ACKNOWLEDGE_BYTES)
+            await run_in_threadpool(_take_acknowledgement, body, doors)
+        except _RefusedError as error:
+            return PlainTextResponse(error.said + "\n", status_code=error.status, headers=_challenge(error))
+        return JSONResponse({"taken": 1}, status_code=202)
+
     return Starlette(
         routes=[
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", metrics_text),
             Route("/", status_page),
+            Route("/status.json", status),
             Route("/pages/{name}", drawn_page),
             Route("/webhook", webhook, methods=["POST"]),
             Route("/labels", labels, methods=["POST"]),
+            Route("/acknowledge", acknowledge, methods=["POST"]),
         ]
     )
 
@@ -247,6 +264,22 @@ def _take_labels(body: bytes, kind: str, doors: Doors) -> tuple[int, Mapping[str
         raise _RefusedError("database_away", 503, f"not taken: {error}; send them again") from None
     except WatchError as error:
         raise _RefusedError("malformed", 400, f"refused: {error}") from None
+
+
+def _take_acknowledgement(body: bytes, doors: Doors) -> None:
+    try:
+        message = json.loads(body)
+        alarm, who, adopt = message["alarm"], message["by"], message.get("adopt", False)
+        if not isinstance(alarm, str) or not isinstance(who, str) or not isinstance(adopt, bool):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _RefusedError("malformed", 400, 'refused: wanted {"alarm": …, "by": …, "adopt": false}') from None
+    try:
+        doors.acknowledge(alarm, who, adopt)
+    except DatabaseAwayError as error:
+        raise _RefusedError("database_away", 503, f"not taken: {error}; send it again") from None
+    except WatchError as error:
+        raise _RefusedError("malformed", 409, f"refused: {error}") from None
 
 
 def _refuse_message(refused: _RefusedError) -> Response:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepwedge import __version__
-from stepwedge.commands import backup, constancy, database, keys, package, policy, reload, simulate, study
+from stepwedge.commands import backup, constancy, database, keys, package, page_token, policy, reload, simulate, study
 from stepwedge.commands.config_option import add_config, configured
 from stepwedge.errors import StepwedgeError
-from stepwedge.settings import load_settings, reference
+from stepwedge.settings import load_settings
+from stepwedge.settings_reference import reference
 
 # Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
 FAILED, UNUSABLE = 1, 2
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("listen", _listen, "run the DICOM node alone"),
         ("work", _work, "run a worker alone"),
         ("infer", _infer, "run the inference server alone"),
+        ("page", _page, "run the operator's page alone"),
     ):
         add_config(command(name, run, help_text))
 
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     backup.add(commands)
     database.add(commands)
     keys.add(commands)
+    page_token.add(commands)
 
     demo = command("demo", _demo, "run the main job once on this machine and show what became of each study")
     demo.add_argument("--keep", type=Path, metavar="DIR", help="folder for the demo's data (default: ./demo-data)")
@@ -137,6 +140,13 @@ def _infer(options: argparse.Namespace) -> int:
     from stepwedge.inference.server import serve
 
     return serve(settings)
+
+
+def _page(options: argparse.Namespace) -> int:
+    settings = configured(options, "page")
+    from stepwedge.roles import page
+
+    return page(settings)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -55,3 +55,11 @@ WORK_HELD = Gauge(
 SPOOL_FREE_BYTES = Gauge(
     "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"
 )
+PAGE_REQUESTS_REFUSED = Counter(
+    "stepwedge_page_requests_refused", "Requests to the operator's page that were refused, by why.", ["outcome"]
+)
+PAGE_ACTIONS = Counter(
+    "stepwedge_page_actions",
+    "What people did on the operator's page, by what it was and how it ended.",
+    ["action", "outcome"],
+)

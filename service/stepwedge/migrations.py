@@ -70,10 +70,36 @@ def _add_works_from(db: sa.Connection) -> None:
         db.execute(sa.text("ALTER TABLE schema ADD COLUMN works_from INTEGER"))
 
 
+def _add_actions(db: sa.Connection) -> None:
+    """The table of what people asked for, and the indexes that the page reads by, as they were in version 4."""
+    then = sa.MetaData()
+    sa.Table(
+        "actions",
+        then,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("at", sa.Float, nullable=False),
+        sa.Column("who", sa.String(128), nullable=False),
+        sa.Column("action", sa.String(32), nullable=False),
+        sa.Column("subject", sa.String(255), nullable=False, index=True),
+        sa.Column("study", sa.String(32), nullable=False, index=True),
+        sa.Column("state", sa.String(16), nullable=False, index=True),
+        sa.Column("said", sa.Text, nullable=False),
+        sa.Column("ended_at", sa.Float),
+    )
+    then.create_all(db)
+    for name, place in (
+        ("ix_studies_latest", "studies (last_instance_at)"),
+        ("ix_units_state_latest", "units (state, last_instance_at)"),
+        ("ix_deliveries_state_latest", "deliveries (state, updated_at)"),
+    ):
+        db.execute(sa.text(f"CREATE INDEX IF NOT EXISTS {name} ON {place}"))
+
+
 STEPS: tuple[Step, ...] = (
     # Programs of versions 1 and 2 start with tables of their own version only.
     Step(version=2, works_from=2, what="labels and constancy runs", forward=_add_labels_and_constancy),
     Step(version=3, works_from=3, what="the oldest program that may go on", forward=_add_works_from),
+    Step(version=4, works_from=3, what="what people did on the page, and its indexes", forward=_add_actions),
 )
 FIRST = STEPS[0].version - 1
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import structlog
 
+from stepwedge.actions import Action, restore
 from stepwedge.analysis import published_units
 from stepwedge.database import is_shared
 from stepwedge.dicom.context import is_own_result
@@ -61,6 +62,7 @@ def rebuild_index(settings: Settings) -> str:
         results = restore_results(settings, store)
         revisions = restore_revisions(spool, store)
         labels = restore_labels(file.with_name(aside), store) if put_aside else 0
+        restore_actions(file.with_name(aside), store)
     finally:
         store.close()
     old = f"the old database is {aside}" if put_aside else "there was no database"
@@ -88,6 +90,24 @@ def restore_labels(old: Path, store: Store) -> int:
         if label.source != "sr":
             count += store.add_label(label.label, label.study, body)
     return count
+
+
+def restore_actions(old: Path, store: Store) -> int:
+    """Take over what people did on the page, which lies in no file; how much that was."""
+    if not old.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(old.absolute()))}?mode=ro", uri=True)) as db:
+            db.row_factory = sqlite3.Row
+            if not db.execute("select 1 from sqlite_master where name = 'actions'").fetchone():
+                return 0  # of a version before there was a page
+            rows = [Action(**row) for row in map(dict, db.execute("select * from actions order by id"))]
+    except (sqlite3.Error, TypeError) as error:
+        log.error("actions_not_taken_over", database=old.name, error=type(error).__name__)
+        return 0
+    for row in rows:
+        restore(store, row)
+    return len(rows)
 
 
 def restore_results(settings: Settings, store: Store) -> int:

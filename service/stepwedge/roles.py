@@ -14,10 +14,12 @@ from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import Route
 
 from stepwedge import clock, rundir, tracing, workflow
 from stepwedge.analysis import remove_unfinished
 from stepwedge.database import open_store, own_executor
+from stepwedge.dicom import asked
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.deliver import DicomSink
 from stepwedge.dicom.listener import Listener
@@ -28,6 +30,8 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
 from stepwedge.page.app import HttpServer, build_app
+from stepwedge.page.desk import open_desk
+from stepwedge.page.routes import page_routes
 from stepwedge.pipeline import equip
 from stepwedge.policy import Policy, load_policy
 from stepwedge.records import State
@@ -74,9 +78,12 @@ def described(models: Sequence[tuple[Package, Policy]]) -> list[dict[str, Any]]:
             "model": package.manifest.name,
             "version": package.manifest.version,
             "digest": package.digest,
+            "signer": package.signer or "",
             "policy": policy.file.name,
             "policy_digest": policy.digest,
             "demonstration": policy.reference.demonstration,
+            "demonstration_because": policy.demonstration_because,
+            "approved_by": policy.approval.by if policy.approval else "",
         }
         for package, policy in models
     ]
@@ -86,7 +93,8 @@ def listen(settings: Settings) -> int:
     """The DICOM node: receives, keeps, and queues complete studies. Returns when asked to stop."""
     stop = _until_asked_to_stop()
     again = _asked_to_load_again()
-    packages = [package for package, _ in load_models(settings)]
+    models = load_models(settings)
+    packages = [package for package, _ in models]
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
         tracing.start(settings.tracing, "listen")
@@ -113,12 +121,15 @@ def listen(settings: Settings) -> int:
         closing = threading.Thread(target=closer.run, args=(stop,), name="studies", daemon=True)
         closing.start()
         undo.callback(closing.join)
+        asking = threading.Thread(target=asked.serve, args=(spool, store, stop), name="asked", daemon=True)
+        asking.start()
+        undo.callback(asking.join)
         undo.callback(stop.set)
         listener.start()
         undo.callback(listener.stop, settings.worker.drain_seconds)
         _be_ready(settings, store, "listen", undo, {})
         log.info("listening", ae_title=settings.node.ae_title, host=settings.node.host, port=settings.node.port)
-        _say_models(settings, packages)
+        _say_models(settings, models)
         while not stop.wait(_LOOK_SECONDS):
             if again.is_set():
                 again.clear()
@@ -130,17 +141,19 @@ def listen(settings: Settings) -> int:
 def _load_again(settings: Settings, spool: InstanceSpool, closer: StudyCloser) -> None:
     """Select by the packages that the settings name now, without a pause in receiving."""
     try:
-        packages = [package for package, _ in load_models(settings)]
+        models = load_models(settings)
     except StepwedgeError as error:
         log.error("models_not_loaded_again", error=str(error))
         return
+    packages = [package for package, _ in models]
     spool.use([package.manifest for package in packages])
     closer.use(packages)
-    _say_models(settings, packages)
+    _say_models(settings, models)
 
 
-def _say_models(settings: Settings, packages: Sequence[Package]) -> None:
-    rundir.tell(settings.data_dir, "listen", {"digests": sorted(package.digest for package in packages)})
+def _say_models(settings: Settings, models: Sequence[tuple[Package, Policy]]) -> None:
+    digests = sorted(package.digest for package, _ in models)
+    rundir.tell(settings.data_dir, "listen", {"digests": digests, "models": described(models)})
 
 
 def work(settings: Settings) -> int:
@@ -180,6 +193,28 @@ def work(settings: Settings) -> int:
         _be_ready(settings, store, "work", undo, checks)
         log.info("working", executor=settings.worker.executor_id, models=len(models), destinations=len(sinks))
         _look_after(queue, stop)
+        log.info("stopping")
+    return 0
+
+
+def page(settings: Settings) -> int:
+    """The operator's page with health and metrics, without any other role in the process. Returns when asked to stop.
+
+    It needs the database, the data folder and the monitor's address; it knows the packages by what the DICOM node
+    leaves in the data folder. Raises SettingsError where there is no port or no identity to serve for.
+    """
+    stop = _until_asked_to_stop()
+    if settings.http.port is None:
+        raise SettingsError("http.port is null: the page has no port to answer on; name one")
+    workflow.prepare_queue(settings)
+    with ExitStack() as undo:
+        store = open_store(settings)
+        undo.callback(store.close)
+        desk = open_desk(settings, load_site(settings.data_dir, settings.site_key_file), store)
+        undo.callback(desk.close)
+        _be_ready(settings, store, "page", undo, {}, page_routes(desk))
+        log.info("page_open", host=settings.http.host, port=settings.http.port, access=desk.access.kind)
+        stop.wait()
         log.info("stopping")
     return 0
 
@@ -224,7 +259,12 @@ def _look_after(queue: workflow.WorkQueue, stop: threading.Event) -> None:
 
 
 def _be_ready(
-    settings: Settings, store: Store, role: str, undo: ExitStack, checks: Mapping[str, Callable[[], bool]]
+    settings: Settings,
+    store: Store,
+    role: str,
+    undo: ExitStack,
+    checks: Mapping[str, Callable[[], bool]],
+    routes: Sequence[Route] = (),
 ) -> None:
     """Say that the role is ready, to the machine's supervisor and on the role's own HTTP port."""
     heartbeat = Heartbeat(settings.data_dir, role)
@@ -237,7 +277,8 @@ def _be_ready(
         return
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     own = {role: lambda: is_beating(settings.data_dir, role), "clock": watch.is_right}
-    server = HttpServer(settings.http, build_app({**own, **checks}, store, Path(folder) if folder else None))
+    app = build_app({**own, **checks}, store, Path(folder) if folder else None, routes=routes)
+    server = HttpServer(settings.http, app)
     server.start()
     undo.callback(server.stop)
 

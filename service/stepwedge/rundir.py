@@ -14,9 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwedge import __version__
 from stepwedge.errors import StepwedgeError
 
 # A role that has not written for this long is not ready. Generous: a busy machine is not a dead one.
@@ -128,8 +130,39 @@ class Heartbeat:
 
     def _write(self) -> None:
         temporary = self._file.with_suffix(_own_suffix())
-        temporary.write_text(json.dumps(self._said | {"pid": os.getpid(), "at": time.time()}))
+        said = {"pid": os.getpid(), "at": time.time(), "version": __version__, "host": socket.gethostname()}
+        temporary.write_text(json.dumps(self._said | said))
         temporary.replace(self._file)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """What a role last said of itself."""
+
+    role: str  # listen, work, work.<executor>, page
+    at: float  # seconds since 1970
+    version: str
+    host: str
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was lately."""
+        return abs(time.time() - self.at) < STALE_SECONDS
+
+
+def beats(data_dir: Path) -> list[Beat]:
+    """What each role last said, by its name; of those that ended in order nothing is left."""
+    found = []
+    for file in sorted((data_dir / "run").glob("*.json")):
+        if file.name.startswith("said."):
+            continue
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+            role, version, host = file.stem, str(said.get("version", "")), str(said.get("host", ""))
+            found.append(Beat(role=role, at=float(said["at"]), version=version, host=host))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # being written by an older version, or gone this moment
+    return found
 
 
 def is_beating(data_dir: Path, role: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 _BUSY_SECONDS = 15
-VERSION = 3
+VERSION = 4
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table(
@@ -114,6 +114,24 @@ QUARANTINE = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("path", sa.Text),
 )
+# What people asked of the node on its page: kept, so that it can be seen who did what, and when.
+ACTIONS = sa.Table(
+    "actions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("who", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(255), nullable=False, index=True),
+    sa.Column("study", sa.String(32), nullable=False, index=True),  # empty where it is about none
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("said", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Float),
+)
+# What the page lists, newest first, without reading all there is.
+sa.Index("ix_studies_latest", STUDIES.c.last_instance_at)
+sa.Index("ix_units_state_latest", UNITS.c.state, UNITS.c.last_instance_at)
+sa.Index("ix_deliveries_state_latest", DELIVERIES.c.state, DELIVERIES.c.updated_at)
 
 
 def prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as EnvironmentParseError
 
@@ -24,6 +22,9 @@ PREFIX = "STEPWEDGE_"
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
+Role = Literal["viewer", "operator", "approver"]
+ROLES: tuple[Role, ...] = ("viewer", "operator", "approver")  # each may what the one before it may, and more
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class _Group(BaseModel):
@@ -143,10 +144,57 @@ class Inference(_Group):
 
 
 class Http(_Group):
-    """Health and metrics of a role (of all roles under `stepwedge serve`)."""
+    """Health and metrics of a role; of all roles, and the operator's page, under `stepwedge serve`."""
 
-    host: str = Field("127.0.0.1", description="Address for /livez, /readyz and /metrics.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address for /livez, /readyz and /metrics, which ask nobody who they are, and for the operator's "
+        "page, which beyond loopback needs `page.tokens_file` or `page.oidc`.",
+    )
     port: Port | None = Field(8080, description="TCP port; `null` for none.")
+
+
+class Oidc(_Group):
+    """Signing in to the operator's page through an OpenID provider."""
+
+    issuer: str = Field(
+        "",
+        pattern=r"^(https?://[^@\s]+)?$",
+        description="Address of the provider, as its tokens name it; `/.well-known/openid-configuration` is read below "
+        "it. Empty: off.",
+    )
+    client_id: str = Field("", description="The page's identifier at the provider.")
+    client_secret_file: Path | None = Field(None, description="File with the page's secret at the provider.")
+    scope: str = Field("openid profile groups", description="What is asked for; has to include `openid`.")
+    roles_claim: str = Field("groups", description="The claim, a text or a list, that says what a person may do.")
+    roles: dict[str, Role] = Field(
+        {}, description="Values of that claim, and the role that each gives; of several the highest counts."
+    )
+
+
+class Page(_Group):
+    """The operator's page on the HTTP port."""
+
+    url: str = Field(
+        "",
+        pattern=r"^(https?://[^@/\s]+/?)?$",
+        description="Its public address, as `https://stepwedge.example.org`: the only one that it then answers to, and "
+        "where the OpenID provider sends people back. With `https` its cookies go over TLS alone.",
+    )
+    tokens_file: Path | None = Field(
+        None, description="Tokens that people and programs sign in with (YAML); `stepwedge page-token` makes entries."
+    )
+    session_minutes: float = Field(60, gt=0, description="Minutes without a request after which one has to sign in.")
+    session_hours: float = Field(
+        12, gt=0, description="Hours after which one has to sign in in any case; more for a screen on the wall."
+    )
+    trusted_proxies: list[str] = Field(
+        [],
+        description="Addresses of reverse proxies whose `X-Forwarded-For` says who asks, for the limits on requests.",
+    )
+    posts_per_minute: int = Field(60, ge=1, description="Requests that change something, or search, of one client.")
+    sign_ins_per_minute: int = Field(10, ge=1, description="Attempts to sign in of one client.")
+    oidc: Oidc = Oidc()
 
 
 class Destination(_Group):
@@ -206,6 +254,16 @@ class Watch(_Group):
         description="Its own settings (YAML; `stepwatch settings` prints them). Database, folder and models are those "
         "of the service where it, or the environment, does not say otherwise.",
     )
+    url: str = Field(
+        "http://127.0.0.1:9108",
+        pattern=r"^https?://[^@\s]+$",
+        description="Where the operator's page finds it, for drift, alarms, requests and reports.",
+    )
+    token_file: Path | None = Field(
+        None,
+        description="File with the monitor's own token (`http.token_file` there), so that alarms can be acknowledged "
+        "on the page; without it the page shows the command.",
+    )
 
 
 class Constancy(_Group):
@@ -260,6 +318,7 @@ class Settings(BaseSettings):
     worker: Worker = Worker()
     inference: Inference = Inference()
     http: Http = Http()
+    page: Page = Page()
     report: Report = Report()
     log: Log = Log()
     tracing: Tracing = Tracing()
@@ -354,58 +413,33 @@ def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         values["database"] = {**database, "password_file": folder / database["password_file"]}
     if isinstance(tracing := values.get("tracing"), dict) and isinstance(tracing.get("headers_file"), str):
         values["tracing"] = {**tracing, "headers_file": folder / tracing["headers_file"]}
-    if isinstance(watch := values.get("watch"), dict) and isinstance(watch.get("config"), str):
-        values["watch"] = {**watch, "config": folder / watch["config"]}
+    if isinstance(watch := values.get("watch"), dict):
+        values["watch"] = _paths_in(watch, folder, "config", "token_file")
+    if isinstance(page := values.get("page"), dict):
+        values["page"] = _paths_in(page, folder, "tokens_file")
+        if isinstance(oidc := page.get("oidc"), dict):
+            values["page"]["oidc"] = _paths_in(oidc, folder, "client_secret_file")
     if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):
         keys = [folder / key if isinstance(key, str) else key for key in trust["keys"]]
         values["trust"] = {**trust, "keys": keys}
     return values
 
 
+def _paths_in(group: dict[str, Any], folder: Path, *names: str) -> dict[str, Any]:
+    return {
+        name: folder / value if name in names and isinstance(value, str) else value for name, value in group.items()
+    }
+
+
 def _check_exposure(settings: Settings) -> None:
-    loopback = {"127.0.0.1", "::1", "localhost"}
-    if settings.node.host not in loopback and not settings.node.allowed_callers:
+    if settings.node.host not in LOOPBACK and not settings.node.allowed_callers:
         raise SettingsError(
             f"node.host is {settings.node.host}, beyond loopback, and node.allowed_callers is empty: anybody on the "
             "network could send studies; list the calling AE titles that may"
         )
-
-
-_INTRODUCTION = (
-    "# Settings",
-    "",
-    "Printed by `stepwedge settings`. One YAML file (`--config`, or `STEPWEDGE_CONFIG`), overridden by environment",
-    "variables. Entries of a mapping, such as `completeness.quiet_seconds_by_modality`, are added to its defaults.",
-    "Lists of models and destinations come from the file, or as JSON from `STEPWEDGE_MODELS` and",
-    "`STEPWEDGE_DESTINATIONS`.",
-    "",
-)
-
-
-def reference() -> str:
-    """The reference of all settings as a Markdown page."""
-    lines = [*_INTRODUCTION, "| setting | environment variable | default | meaning |", "|---|---|---|---|"]
-    for name, info in _walk(Settings, ""):
-        default = "required" if info.is_required() else _shown(info.get_default(call_default_factory=True))
-        variable = f"`{PREFIX}{name.replace('.', '__').upper()}`" if "[]" not in name else ""
-        lines.append(f"| `{name}` | {variable} | {default} | {info.description or ''} |")
-    return "\n".join(lines) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Path):
-        value = str(value)
-    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    return f"`{text}`"
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    for name, info in model.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _walk(annotation, f"{prefix}{name}.")
-            continue
-        yield f"{prefix}{name}", info
-        for item in getattr(annotation, "__args__", ()):
-            if isinstance(item, type) and issubclass(item, BaseModel):
-                yield from _walk(item, f"{prefix}{name}[].")
+    oidc = settings.page.oidc
+    if oidc.issuer and not (oidc.client_id and oidc.roles and settings.page.url):
+        raise SettingsError(
+            "page.oidc.issuer is set, and page.oidc.client_id, page.oidc.roles or page.url is not: the provider needs "
+            "to know who asks and where people come back to, and the page what they may do"
+        )

@@ -63,6 +63,11 @@ class Store:
         file.parent.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{file}")
 
+    @property
+    def engine(self) -> sa.Engine:
+        """The connections, for those who read or keep what is theirs alone."""
+        return self._engine
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
@@ -343,6 +348,11 @@ class Store:
             )
             query = sa.select(QUARANTINE.c["count"]).where(QUARANTINE.c.digest == item.digest)
             return int(db.execute(query).scalar_one())
+
+    def forget_quarantined(self, digest: str) -> None:
+        """Drop an entry of the quarantine."""
+        with self._engine.begin() as db:
+            db.execute(sa.delete(QUARANTINE).where(QUARANTINE.c.digest == digest))
 
     def quarantined(self) -> list[Quarantined]:
         """Everything in quarantine, oldest first."""

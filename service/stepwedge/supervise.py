@@ -26,6 +26,8 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
 from stepwedge.page.app import HttpServer, build_app
+from stepwedge.page.desk import open_desk
+from stepwedge.page.routes import page_routes
 from stepwedge.policy import Policy
 from stepwedge.roles import described
 from stepwedge.settings import Settings
@@ -73,10 +75,11 @@ class Supervisor:
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; the exit status."""
         settings = self._settings
-        load_site(settings.data_dir, settings.site_key_file)
+        site = load_site(settings.data_dir, settings.site_key_file)
         workflow.prepare_queue(settings)
         store = open_store(settings)
         watch = clock.ClockWatch(store, "serve")
+        desk = open_desk(settings, site, store) if settings.http.port is not None else None
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
@@ -85,9 +88,14 @@ class Supervisor:
         try:
             clock.check(store)
             watch.start()
-            if settings.http.port is not None:
-                checks = {**self.checks(), "clock": watch.is_right}
-                app = build_app(checks, store, settings.metrics_dir, information={"watch": lambda: self._runs("watch")})
+            if desk is not None:
+                app = build_app(
+                    {**self.checks(), "clock": watch.is_right},
+                    store,
+                    settings.metrics_dir,
+                    information={"watch": lambda: self._runs("watch")},
+                    routes=page_routes(desk),
+                )
                 server = HttpServer(settings.http, app)
                 server.start()
             for name in ("infer", "listen", "work"):
@@ -101,6 +109,8 @@ class Supervisor:
             if server is not None:
                 server.stop()
             watch.stop()
+            if desk is not None:
+                desk.close()
             store.close()
             log.info("stopped")
 

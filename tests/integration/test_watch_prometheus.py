@@ -75,6 +75,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         token=TOKEN,
         open_request=running.received.append,
         read_labels=lambda _body, _kind: (0, {}),
+        acknowledge=lambda _alarm, _by, _adopt: None,
     )
     with ExitStack() as stack:
         stack.callback(database.close)

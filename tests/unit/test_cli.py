@@ -15,7 +15,7 @@ from packages import write_package, write_policy
 from radiographs import BRIGHT, DARK, write_picture, write_radiograph
 from stepwedge import __version__
 from stepwedge.cli import UNUSABLE, main
-from stepwedge.settings import reference
+from stepwedge.settings_reference import reference
 from stepwedge.store import Store
 
 COMMANDS = [

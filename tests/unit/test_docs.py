@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from stepwedge import metrics
 from stepwedge.records import REASONS
-from stepwedge.settings import reference
+from stepwedge.settings_reference import reference
 
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service"

@@ -15,6 +15,7 @@ import pytest
 from instances import received
 from packages import write_package, write_policy
 from radiographs import BRIGHT, DARK, radiograph
+from stepwedge import actions
 from stepwedge.analysis import analyse_unit, write_receipt
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.spool import InstanceSpool
@@ -152,7 +153,7 @@ def test_the_rebuilt_index_says_what_the_old_one_said(node: Node) -> None:
         node.store.set_delivery(unit.unit, "archive", "pending", at=1.0)
         node.store.set_delivery(unit.unit, "clinic", "withheld", at=1.0)
     refused = received(radiograph(BRIGHT), data=b"rubbish")
-    node.spool.quarantine(refused, UnusableInstanceError("not_dicom", "rubbish"))
+    node.spool.quarantine.keep(refused, UnusableInstanceError("not_dicom", "rubbish"))
     before = index(node.settings)
     node.store.close()
 
@@ -277,6 +278,18 @@ def test_labels_that_lie_in_no_file_are_taken_over_and_those_of_reports_are_read
     store = Store.open_file(node.settings.database_file)
     try:
         assert [Label.from_json(body).source for body in store.labels(study)] == ["csv", "http"]
+    finally:
+        store.close()
+
+
+def test_what_people_did_on_the_page_is_taken_over(node: Node) -> None:
+    actions.note(node.store, actions.RETRY, "unit", who="ann", study="s")
+    before = actions.latest(node.store, 9)
+    node.store.close()
+    rebuild(node.settings)
+    store = Store.open_file(node.settings.database_file)
+    try:
+        assert actions.latest(store, 9) == before
     finally:
         store.close()
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 from stepwedge.errors import SettingsError
-from stepwedge.settings import Settings, load_settings, reference
+from stepwedge.settings import Settings, load_settings
+from stepwedge.settings_reference import reference
 
 
 @pytest.fixture(autouse=True)

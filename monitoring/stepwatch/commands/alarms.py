@@ -79,20 +79,28 @@ def describe(alarm: dict[str, Any]) -> str:
     )
 
 
-def _acknowledge(options: argparse.Namespace) -> int:
+def ask(database: Database, alarm: str, by: str, *, adopt: bool) -> int:
+    """Note that somebody has seen an alarm, for the sidecar to do; the entry in the log.
+
+    Raises WatchError for a name that is none, and an alarm that is not known, or over and acknowledged.
+    """
     from stepwatch.database import ASKED
 
-    who = options.by.strip()
+    who = by.strip()
     if not who or len(who) > _LONGEST_NAME or not who.isprintable():
-        raise WatchError(f"--by: wanted a name of at most {_LONGEST_NAME} printable characters")
+        raise WatchError(f"who has seen it: wanted a name of at most {_LONGEST_NAME} printable characters")
+    known = [each for each in database.alarms() if each["alarm"] == alarm]
+    if not known:
+        raise WatchError(f"{alarm}: there is no such alarm; `stepwatch alarms` lists them")
+    if not any(is_open(each) for each in known):
+        raise WatchError(f"{alarm}: is over, and has been acknowledged")
+    return database.append_log(ASKED, who=who, body={"alarm": alarm, "adopt": adopt})
+
+
+def _acknowledge(options: argparse.Namespace) -> int:
     database = _open(options)
     try:
-        known = [alarm for alarm in database.alarms() if alarm["alarm"] == options.alarm]
-        if not known:
-            raise WatchError(f"{options.alarm}: there is no such alarm; `stepwatch alarms` lists them")
-        if not any(is_open(alarm) for alarm in known):
-            raise WatchError(f"{options.alarm}: is over, and has been acknowledged")
-        entry = database.append_log(ASKED, who=who, body={"alarm": options.alarm, "adopt": options.adopt})
+        entry = ask(database, options.alarm, options.by, adopt=options.adopt)
         deadline = time.monotonic() + options.wait
         while not (said := _answer(database, options.alarm, entry, adopt=options.adopt)):
             if time.monotonic() >= deadline:

@@ -36,6 +36,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from stepwatch import logs
     from stepwatch.cohort import follow
+    from stepwatch.commands.alarms import ask as ask_sidecar
     from stepwatch.database import Database
     from stepwatch.detecting import detectors
     from stepwatch.errors import WatchError
@@ -65,6 +66,9 @@ def _serve(options: argparse.Namespace) -> int:
         share = settings.performance.audit_share or None
         return take(database, body, kind, _findings(settings), audit_share=share)
 
+    def acknowledge(alarm: str, by: str, adopt: bool) -> object:
+        return ask_sidecar(database, alarm, by, adopt=adopt)
+
     doors = Doors(
         overview=lambda: sidecar.overview,
         database=database,
@@ -72,6 +76,7 @@ def _serve(options: argparse.Namespace) -> int:
         token=token,
         open_request=open_request,
         read_labels=read_labels,
+        acknowledge=acknowledge,
     )
     server = HttpServer(settings.http, build_app(doors))
     stop = threading.Event()

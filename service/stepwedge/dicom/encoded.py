@@ -61,6 +61,17 @@ class Identity:
     has_pixels: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """A C-STORE request: what the command says, and the encoded data set as it came."""
+
+    sop_class_uid: str
+    sop_uid: str
+    transfer_syntax_uid: str
+    sender: str  # calling AE title
+    data: bytes
+
+
 def read_identity(data: bytes, transfer_syntax_uid: str, *, maximum_bytes: int) -> Identity:
     """Walk an encoded data set and read what it says it is.
 
@@ -159,14 +170,34 @@ def split_file(contents: bytes) -> tuple[str, str, bytes]:
     UnusableInstanceError
         ``not_dicom`` if the file does not begin so.
     """
+    meta, data = _split(contents)
+    return _text(meta[0x00020010]), _text(meta.get(0x00020017, b"")), data
+
+
+def received_as(contents: bytes) -> Received:
+    """What a file that ``file_meta`` begins was received as. Raises UnusableInstanceError as ``split_file``."""
+    meta, data = _split(contents)
+    return Received(
+        sop_class_uid=_text(meta.get(0x00020002, b"")),
+        sop_uid=_text(meta.get(0x00020003, b"")),
+        transfer_syntax_uid=_text(meta[0x00020010]),
+        sender=_text(meta.get(0x00020017, b"")),
+        data=data,
+    )
+
+
+def _split(contents: bytes) -> tuple[dict[int, bytes], bytes]:
+    """The file meta information, and what comes after it."""
     try:
         if contents[: len(PREAMBLE)] != PREAMBLE:
             raise _CutError("no DICOM file")
         start = len(PREAMBLE) + 12
         (length,) = struct.unpack_from("<I", contents, len(PREAMBLE) + 8)
         meta = dict(_elements(contents[start : start + length]))
-        return _text(meta[0x00020010]), _text(meta.get(0x00020017, b"")), contents[start + length :]
-    except (_CutError, struct.error, KeyError):
+        if 0x00020010 not in meta:
+            raise _CutError("no transfer syntax")
+        return meta, contents[start + length :]
+    except (_CutError, struct.error):
         raise UnusableInstanceError("not_dicom", "the file has no file meta information; restore it") from None
 
 

@@ -33,8 +33,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics, tracing
 from stepwedge.dicom.decode import DECODABLE_TRANSFER_SYNTAXES
-from stepwedge.dicom.encoded import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, clean_title
-from stepwedge.dicom.spool import InstanceSpool, Received
+from stepwedge.dicom.encoded import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Received, clean_title
+from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.settings import Node
 
@@ -240,7 +240,7 @@ class Listener:
 
     def _refuse(self, received: Received, error: UnusableInstanceError) -> int:
         try:
-            self._spool.quarantine(received, error)
+            self._spool.quarantine.keep(received, error)
         except (OSError, SQLAlchemyError) as failure:
             log.error("quarantine_failed", reason=error.code, error=type(failure).__name__)
         return error.status

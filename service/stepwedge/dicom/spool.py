@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import threading
@@ -36,20 +35,21 @@ from stepwedge.dicom.codestream import FOREIGN_ERRORS
 from stepwedge.dicom.encoded import (
     STATUS_CANNOT_UNDERSTAND,
     Identity,
+    Received,
     check_command,
     clean_title,
     file_meta,
-    is_uid,
     read_identity,
     split_file,
 )
+from stepwedge.dicom.quarantine import Quarantine
 from stepwedge.dicom.verified import STRUCTURED_REPORTS, finding_codes, labels_of, replaced
 from stepwedge.durable import sync_folder, write_durably
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.identity import Site
 from stepwedge.manifest import Manifest, selects
 from stepwedge.settings import Settings
-from stepwedge.store import Quarantined, Store, StoredInstance
+from stepwedge.store import Store, StoredInstance
 
 log = structlog.get_logger()
 
@@ -59,17 +59,6 @@ _VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Folders that this process has made durable; forgotten when there are this many, which costs one fsync each.
 _REMEMBERED_FOLDERS = 4096
 _LATER_SECONDS = 0.001  # between two contents of one instance, at least: what a file's time can tell apart
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Received:
-    """A C-STORE request: what the command says, and the encoded data set as it came."""
-
-    sop_class_uid: str
-    sop_uid: str
-    transfer_syntax_uid: str
-    sender: str  # calling AE title
-    data: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +88,11 @@ class InstanceSpool:
         self._is_own_result = is_own_result
         self.root = settings.data_dir / "spool"
         self._incoming, self._studies = self.root / "incoming", self.root / "studies"
-        self._quarantine = self.root / "quarantine"
+        self.quarantine = Quarantine(settings, store, self._write)
         self._lock = threading.Lock()
-        self._quarantine_lock = threading.Lock()
         self._folders: set[Path] = set()
         self._unindexed: set[Path] = set()
         self._serial = itertools.count()
-        self._quarantine_files, self._quarantine_bytes = 0, 0
 
     def use(self, manifests: Sequence[Manifest]) -> None:
         """Select by these from now on; what is there keeps what it was selected for."""
@@ -115,14 +102,13 @@ class InstanceSpool:
     def prepare(self) -> None:
         """Make the folders and drop what a killed process left half-written. Before the first instance."""
         quieten_pydicom()
-        for folder in (self._incoming, self._studies, self._quarantine):
+        for folder in (self._incoming, self._studies, self.quarantine.folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for file in self._incoming.iterdir():
             file.unlink()
         for folder in (self.root, self.root.parent):
             sync_folder(folder)
-        kept = [file.stat().st_size for file in self._quarantine.glob("*.dcm")]
-        self._quarantine_files, self._quarantine_bytes = len(kept), sum(kept)
+        self.quarantine.count()
         self.free_bytes()
 
     def free_bytes(self) -> int:
@@ -216,20 +202,8 @@ class InstanceSpool:
             missing = files.keys() - self._store.instance_paths(folder.name)
             for file in sorted((files[name] for name in missing), key=lambda file: file.stat().st_mtime_ns):
                 added += self._reindex(file)
-        known = {item.digest for item in self._store.quarantined()}
-        for file in self._quarantine.glob("*.json"):
-            if file.stem not in known:
-                self._recount(file)
+        self.quarantine.index()
         return added
-
-    def _recount(self, file: Path) -> None:
-        """Index what stands beside a quarantined object."""
-        try:
-            item = Quarantined(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            log.error("quarantine_unreadable", file=file.name, error=type(error).__name__)
-            return
-        self._store.quarantine(item)
 
     def _index(self, path: Path, record: StoredInstance) -> None:
         try:
@@ -374,66 +348,6 @@ class InstanceSpool:
             if len(self._folders) >= _REMEMBERED_FOLDERS:
                 self._folders.clear()
             self._folders.add(folder)
-
-    # Quarantine
-
-    def quarantine(self, received: Received, error: UnusableInstanceError) -> None:
-        """Keep what was refused, each content once and within the caps; what is beyond them is only counted.
-
-        Never raises for want of space: the sender has its answer already.
-        """
-        digest = hashlib.sha256(received.data).hexdigest()
-        file = self._quarantine / f"{digest}.dcm"
-        now = time.time()
-        metrics.QUARANTINED.labels(error.code).inc()
-        with self._quarantine_lock:
-            kept = file.exists() or self._quarantine_file(file, received, error, now)
-        item = Quarantined(
-            # Beyond the caps one row for each reason counts them all, or rubbish would fill the database.
-            digest=digest if kept else f"{error.code}:not-kept",
-            reason=error.code,
-            sender=clean_title(received.sender),
-            count=1,
-            first_seen=now,
-            last_seen=now,
-            size=len(received.data),
-            path=str(file.relative_to(self._settings.data_dir)) if kept else None,
-        )
-        count = self._store.quarantine(item)
-        log.warning("instance_refused", reason=error.code, sender=item.sender, kept=kept, digest=digest, count=count)
-
-    def _quarantine_file(self, file: Path, received: Received, error: UnusableInstanceError, now: float) -> bool:
-        spool, size = self._settings.spool, len(received.data)
-        if self._quarantine_files >= spool.quarantine_files or self._quarantine_bytes + size > spool.quarantine_bytes:
-            return False
-        sender = clean_title(received.sender)
-        # UIDs that are none stay out of the file meta information; the data set says them.
-        meta = file_meta(
-            sop_class_uid=received.sop_class_uid if is_uid(received.sop_class_uid) else "",
-            sop_uid=received.sop_uid if is_uid(received.sop_uid) else "",
-            transfer_syntax_uid=received.transfer_syntax_uid,
-            sender=sender,
-            receiver=self._settings.node.ae_title,
-        )
-        description = {
-            "digest": file.stem,
-            "reason": error.code,
-            "sender": sender,
-            "count": 1,
-            "first_seen": now,
-            "last_seen": now,
-            "size": size,
-            "path": str(file.relative_to(self._settings.data_dir)),
-        }
-        try:
-            self._write(file, meta, received.data, now)
-            write_durably(file.with_suffix(".json"), json.dumps(description, indent=2).encode(), self._incoming)
-        except (OSError, SpoolFullError):
-            file.unlink(missing_ok=True)
-            return False
-        self._quarantine_files += 1
-        self._quarantine_bytes += len(meta) + size
-        return True
 
     # Small files
 

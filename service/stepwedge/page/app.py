@@ -1,11 +1,11 @@
-"""The HTTP port: /livez, /readyz and /metrics."""
+"""The HTTP port: /livez, /readyz and /metrics, and the operator's page where the role has one."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -55,11 +55,17 @@ class _StoreCollector:
 
 
 def build_app(
-    checks: Checks, store: Store, metrics_dir: Path | None, *, information: Checks = MappingProxyType({})
+    checks: Checks,
+    store: Store,
+    metrics_dir: Path | None,
+    *,
+    information: Checks = MappingProxyType({}),
+    routes: Sequence[Route] = (),
 ) -> Starlette:
     """The application.
 
     ``checks`` say by name what has to be true for the role to be ready; ``information`` is only told beside it.
+    ``routes`` are those of the page.
     """
     registry = CollectorRegistry()
     if metrics_dir is not None:
@@ -80,7 +86,8 @@ def build_app(
             body += generate_latest(REGISTRY)
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+    own = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+    return Starlette(routes=[*own, *routes])
 
 
 class HttpServer:
@@ -90,7 +97,15 @@ class HttpServer:
         assert settings.port is not None
         self._address = (settings.host, settings.port)
         config = uvicorn.Config(
-            app, host=settings.host, port=settings.port, log_level="error", access_log=False, lifespan="off"
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            # Who asks is told by the connection; which proxies may say otherwise is a setting of the page.
+            proxy_headers=False,
+            server_header=False,
         )
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None

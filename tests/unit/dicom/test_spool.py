@@ -40,7 +40,7 @@ def refusal(node: Spooled, dataset: pydicom.Dataset, **changes: object) -> Unusa
     item = replace(received(dataset), **changes)
     with pytest.raises(UnusableInstanceError) as caught:
         node.spool.store(item)
-    node.spool.quarantine(item, caught.value)
+    node.spool.quarantine.keep(item, caught.value)
     return caught.value
 
 
@@ -316,7 +316,7 @@ def test_what_is_refused_is_kept_once_with_its_reason_and_without_identifiers(no
     for _ in range(3):
         with pytest.raises(UnusableInstanceError) as caught:
             node.spool.store(item)
-        node.spool.quarantine(item, caught.value)
+        node.spool.quarantine.keep(item, caught.value)
     (file,) = node.files("quarantine/*.dcm")
     assert file.read_bytes().endswith(item.data)
     text = file.with_suffix(".json").read_text()
@@ -332,19 +332,19 @@ def test_ever_different_rubbish_fills_neither_disk_nor_index(tmp_path: Path, cap
     error = UnusableInstanceError("not_dicom", "rubbish")
     with open_spool(tmp_path, spool={"reserve_bytes": 0} | cap) as node:
         for number in range(40):
-            node.spool.quarantine(received(make_instance(), data=bytes([number]) * 900), error)
+            node.spool.quarantine.keep(received(make_instance(), data=bytes([number]) * 900), error)
         kept = len(node.files("quarantine/*.dcm"))
         assert 0 < kept <= 5
         assert len(node.store.quarantined()) == kept + 1
         assert sum(item.count for item in node.store.quarantined()) == 40
     with open_spool(tmp_path, spool={"reserve_bytes": 0} | cap) as node:
-        node.spool.quarantine(received(make_instance(), data=b"new" * 300), error)
+        node.spool.quarantine.keep(received(make_instance(), data=b"new" * 300), error)
         assert len(node.files("quarantine/*.dcm")) == kept, "the caps hold over a restart"
 
 
 def test_a_full_disk_keeps_no_rubbish_and_says_so_by_counting(tmp_path: Path) -> None:
     with open_spool(tmp_path, spool={"reserve_bytes": 10**15}) as node:
-        node.spool.quarantine(received(make_instance(), data=b"x"), UnusableInstanceError("not_dicom", "rubbish"))
+        node.spool.quarantine.keep(received(make_instance(), data=b"x"), UnusableInstanceError("not_dicom", "rubbish"))
         assert node.files("quarantine/*") == []
         assert [(item.reason, item.path) for item in node.store.quarantined()] == [("not_dicom", None)]
 

@@ -67,6 +67,11 @@ def test_it_lives_although_nothing_is_ready(store: Store) -> None:
     assert (answer.status_code, answer.text) == (200, "ok\n")
 
 
+def test_a_role_that_has_no_page_shows_none(store: Store) -> None:
+    with serving(store) as client:
+        assert [client.get(path).status_code for path in ("/", "/studies", "/style.css")] == [404] * 3
+
+
 def test_it_names_what_is_not_ready_until_everything_is(store: Store) -> None:
     state = {"listen": True, "work": False}
     with serving(store, {name: lambda name=name: state[name] for name in state}) as client:

@@ -15,6 +15,7 @@ from stepwatch.database import DatabaseAwayError
 from stepwatch.errors import WatchError
 from stepwatch.settings import Http
 from stepwatch.web import Doors, HttpServer, build_app, read_token
+from stepwedge.page.said import VERSION, Brief
 from watch_bench import Bench
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -35,12 +36,18 @@ class Hands:
 
     def __init__(self) -> None:
         self.alerts: list[Mapping[str, Any]] = []
+        self.seen: list[tuple[str, str, bool]] = []
         self.error: Exception | None = None
 
     def open_request(self, alert: Mapping[str, Any]) -> None:
         if self.error is not None:
             raise self.error
         self.alerts.append(alert)
+
+    def acknowledge(self, alarm: str, by: str, adopt: bool) -> None:
+        if self.error is not None:
+            raise self.error
+        self.seen.append((alarm, by, adopt))
 
     def read_labels(self, body: bytes, kind: str) -> tuple[int, Mapping[str, int]]:
         if body == b"bad":
@@ -64,6 +71,7 @@ def client(bench: Bench, hands: Hands) -> Iterator[httpx.Client]:
         token=TOKEN,
         open_request=hands.open_request,
         read_labels=hands.read_labels,
+        acknowledge=hands.acknowledge,
     )
     server = HttpServer(Http(port=0), build_app(doors))
     port = server.start()
@@ -96,7 +104,7 @@ def test_a_message_of_alertmanager_opens_a_request_for_what_fires(client: httpx.
         ({"Authorization": "Bearer \xe9".encode("latin-1")}, "wrong_token"),
     ],
 )
-@pytest.mark.parametrize("path", ["/webhook", "/labels"])
+@pytest.mark.parametrize("path", ["/webhook", "/labels", "/acknowledge"])
 def test_nothing_is_taken_without_the_token(
     client: httpx.Client, hands: Hands, path: str, headers: dict[str, Any], outcome: str
 ) -> None:
@@ -227,3 +235,31 @@ def test_a_port_in_use_says_so(client: httpx.Client) -> None:
     port = client.base_url.port
     with pytest.raises(WatchError, match=f"cannot listen on 127.0.0.1:{port}"):
         HttpServer(Http(port=port), Starlette()).start()
+
+
+def test_where_all_stands_is_told_to_another_program_without_naming_a_study(bench: Bench, client: httpx.Client) -> None:
+    bench.write(bench.rows(40))
+    bench.sidecar.look()
+    answer = client.get("/status.json")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    said = Brief.model_validate(answer.json())
+    assert said.version == VERSION
+    assert said.database == ""
+    (model,) = said.models
+    assert (model.usable, model.studies) == (True, 40)
+    assert not any(row.study in answer.text or row.unit in answer.text for row in bench.rows(40))
+
+
+def test_an_alarm_that_somebody_has_seen_is_handed_on(client: httpx.Client, hands: Hands) -> None:
+    body = {"alarm": "a/1", "by": "ann", "adopt": True}
+    assert client.post("/acknowledge", json=body, headers=BEARER).status_code == 202
+    assert hands.seen == [("a/1", "ann", True)]
+    for wrong in ({}, {"alarm": 1, "by": "ann"}, {"alarm": "a", "by": "ann", "adopt": "yes"}, []):
+        assert client.post("/acknowledge", json=wrong, headers=BEARER).status_code == 400
+    assert client.post("/acknowledge", content=b"x" * 5000, headers=BEARER).status_code == 413
+    hands.error = WatchError("there is no such alarm")
+    answer = client.post("/acknowledge", json=body, headers=BEARER)
+    assert (answer.status_code, answer.text) == (409, "refused: there is no such alarm\n")
+    hands.error = DatabaseAwayError("away")
+    assert client.post("/acknowledge", json=body, headers=BEARER).status_code == 503

@@ -1,0 +1,110 @@
+"""A quarantined object that is released goes through the ordinary intake, and one that is discarded is gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from instances import encode, make_instance, received
+from spooled import Spooled, open_spool
+from stepwedge import actions
+from stepwedge.actions import DISCARD, RELEASE, Action
+from stepwedge.dicom import asked
+from stepwedge.dicom.asked import serve
+from stepwedge.dicom.encoded import Received
+from stepwedge.errors import UnusableInstanceError
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Spooled]:
+    with open_spool(tmp_path, spool={"reserve_bytes": 0, "instance_versions": 1}) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "_LOOK_SECONDS", 0.01)
+
+
+def refused(node: Spooled, item: Received) -> str:
+    """Send what is refused; its digest."""
+    before = {each.digest for each in node.store.quarantined()}
+    with pytest.raises(UnusableInstanceError) as caught:
+        node.spool.store(item)
+    node.spool.quarantine.keep(item, caught.value)
+    (digest,) = {each.digest for each in node.store.quarantined()} - before
+    return digest
+
+
+def twice(node: Spooled) -> tuple[Received, str]:
+    """An instance whose second content is refused; that, and its digest."""
+    dataset = make_instance(seed=1)
+    node.spool.store(received(dataset))
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    return received(dataset), refused(node, received(dataset))
+
+
+def ask(node: Spooled, action: str, digest: str) -> Action:
+    """Ask, let the node do it, and give how it ended."""
+    number = actions.ask(node.store, action, digest, who="ann")
+    stop = threading.Event()
+    thread = threading.Thread(target=serve, args=(node.spool, node.store, stop))
+    thread.start()
+    while (said := actions.find(node.store, number)) is not None and said.state in ("asked", "taken"):
+        stop.wait(0.01)
+    stop.set()
+    thread.join()
+    assert said is not None
+    return said
+
+
+def test_what_has_not_changed_is_refused_again_and_says_why(node: Spooled) -> None:
+    _, digest = twice(node)
+    said = ask(node, RELEASE, digest)
+    assert (said.state, said.said) == ("refused", "too_many_versions")
+    assert [each.digest for each in node.store.quarantined()] == [digest]
+    assert node.spool.quarantine.folder.joinpath(f"{digest}.dcm").is_file()
+
+
+def test_once_the_setting_is_mended_the_object_is_stored_as_it_came(node: Spooled, tmp_path: Path) -> None:
+    item, digest = twice(node)
+    with open_spool(tmp_path, spool={"reserve_bytes": 0, "instance_versions": 5}) as mended:
+        said = ask(mended, RELEASE, digest)
+        assert said.state == "done"
+        (instance,) = mended.store.instances(said.study)
+        assert (instance.digest, instance.sender) == (digest, "MODALITY")
+        assert (tmp_path / instance.path).read_bytes().endswith(item.data)
+        assert mended.store.quarantined() == []
+        assert list(mended.spool.quarantine.folder.iterdir()) == []
+
+
+def test_what_is_no_dicom_stays_where_it_is(node: Spooled) -> None:
+    digest = refused(node, received(make_instance(), data=b"rubbish"))
+    assert ask(node, RELEASE, digest).said == "not_dicom"
+
+
+def test_what_is_discarded_is_gone_and_stays_gone(node: Spooled, tmp_path: Path) -> None:
+    _, digest = twice(node)
+    assert ask(node, DISCARD, digest).state == "done"
+    assert node.store.quarantined() == []
+    with open_spool(tmp_path) as again:
+        again.spool.reconcile()
+        assert again.store.quarantined() == []
+
+
+def test_a_file_that_was_changed_in_quarantine_is_not_let_in(node: Spooled) -> None:
+    dataset = make_instance()
+    _, digest = twice(node)
+    file = node.spool.quarantine.folder / f"{digest}.dcm"
+    file.write_bytes(file.read_bytes()[: -len(encode(dataset))] + encode(dataset))
+    assert "no longer what was received" in ask(node, RELEASE, digest).said
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "../../keys/site.json", "bad_uid:not-kept"])
+def test_what_is_not_kept_is_said_and_no_other_file_is_touched(node: Spooled, digest: str, tmp_path: Path) -> None:
+    said = ask(node, RELEASE, digest)
+    assert said.state == "refused"
+    assert ask(node, DISCARD, digest).state == "done"
+    assert (tmp_path / "keys" / "site.json").is_file()

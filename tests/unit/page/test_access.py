@@ -1,0 +1,308 @@
+"""Who may see the page, who may do something on it, and what becomes of every other request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+from page_served import HTML, Served, name_of, page, put, refusals
+from stepwedge.errors import SettingsError
+from stepwedge.page.signing_in import ours
+from stepwedge.page.tokens import make_token
+from stepwedge.records import State
+from stepwedge.settings import Page, Settings, load_settings
+
+ROLES = ("viewer", "operator", "approver")
+FAILED = name_of(7)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, str]:
+    """A token for each role; their file is ``tokens.yaml``."""
+    made = {role: make_token(f"the-{role}", role) for role in ROLES}
+    (tmp_path / "tokens.yaml").write_text("\n".join(entry for _, entry in made.values()))
+    return {role: token for role, (token, _) in made.items()}
+
+
+@pytest.fixture
+def signed(tmp_path: Path, tokens: dict[str, str]) -> Iterator[Served]:
+    """A page beyond loopback that asks for tokens, with a failed study."""
+    with page(tmp_path, http={"host": "0.0.0.0"}, page={"tokens_file": tmp_path / "tokens.yaml"}) as served:
+        put(served.store, FAILED, State.FAILED, reasons=("report_failed",))
+        yield served
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Served]:
+    """A page on loopback, with nothing set."""
+    with page(tmp_path) as served:
+        put(served.store, FAILED, State.FAILED, reasons=("report_failed",))
+        yield served
+
+
+def sign_in(served: Served, token: str) -> httpx.Response:
+    served.client.cookies.clear()
+    return served.post("/sign-in", {"token": token, "to": "/studies"}, secret=served.secret("/sign-in"))
+
+
+def retry(served: Served, **words: object) -> httpx.Response:
+    return served.post("/retry", {"unit": f"{FAILED}.1.tiny"}, **words)
+
+
+# --- Loopback, with nothing set ---------------------------------------------------------------------------------------
+
+
+def test_on_this_machine_everybody_is_an_operator(here: Served) -> None:
+    assert here.get("/").status_code == 200
+    assert retry(here).status_code == 303
+    assert here.store.units(study=FAILED)[0].state is State.QUEUED
+
+
+def test_a_form_of_another_page_changes_nothing(here: Served) -> None:
+    secret = here.secret()
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"headers": {"Origin": "http://evil.example"}, "secret": secret}, "foreign_origin"),
+        ({"headers": {"Origin": "null"}, "secret": secret}, "foreign_origin"),
+        ({"headers": {"Origin": None}, "secret": secret}, "foreign_origin"),
+        ({"headers": {"Sec-Fetch-Site": "cross-site"}, "secret": secret}, "foreign_origin"),
+        ({"headers": {"Sec-Fetch-Site": "same-site"}, "secret": secret}, "foreign_origin"),
+        ({"secret": "x" * len(secret)}, "stale_form"),
+    ]
+    for words, outcome in cases:
+        before = refusals(outcome)
+        assert retry(here, **words).status_code == 403, words
+        assert refusals(outcome) == before + 1
+    with httpx.Client(base_url=here.base) as other:  # without the cookie
+        form = {"secret": secret, "unit": f"{FAILED}.1.tiny"}
+        assert other.post("/retry", data=form, headers={"Origin": here.base}).status_code == 403
+    assert here.store.units(study=FAILED)[0].state is State.FAILED
+
+
+def test_a_page_of_others_that_reaches_us_under_its_own_name_is_refused(here: Served) -> None:
+    before = refusals("foreign_host")
+    assert here.get("/", headers={"Host": "evil.example"}).status_code == 421
+    assert refusals("foreign_host") == before + 1
+    assert here.get("/", headers={"Host": "localhost:1"}).status_code == 200
+    assert here.get("/livez", headers={"Host": "10.1.2.3:8080"}).status_code == 200
+
+
+def test_what_a_proxy_hands_on_needs_a_sign_in_first(here: Served) -> None:
+    answer = here.get("/", headers={"X-Forwarded-For": "10.0.0.9"})
+    assert answer.status_code == 403
+    assert "page.tokens_file" in answer.text
+
+
+def test_every_answer_says_that_nothing_of_it_may_be_framed_kept_or_run(here: Served) -> None:
+    for answer in (here.get("/"), here.get("/studies/none"), retry(here, secret="wrong")):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script" not in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["referrer-policy"] == "same-origin"
+    assert "style=" not in here.get("/").text
+    assert "<script" not in here.get("/").text
+
+
+# --- Beyond loopback, with nothing set --------------------------------------------------------------------------------
+
+
+def test_beyond_loopback_the_page_says_what_to_set_and_metrics_answer(tmp_path: Path) -> None:
+    with page(tmp_path, http={"host": "0.0.0.0"}) as served:
+        before = refusals("not_configured")
+        answer = served.get("/")
+        assert answer.status_code == 403
+        assert "page.tokens_file" in answer.text
+        assert "page.oidc" in answer.text
+        assert refusals("not_configured") == before + 1
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert served.get(path).status_code == 200
+
+
+def test_with_a_public_address_loopback_is_not_enough(tmp_path: Path) -> None:
+    with page(tmp_path, page={"url": "https://stepwedge.example.org"}) as served:
+        assert served.get("/").status_code == 403
+
+
+# --- Tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_has_not_signed_in_sees_the_form_and_nothing_else(signed: Served) -> None:
+    for path in ("/", "/wall", "/studies", f"/studies/{FAILED}", "/quarantine", "/model", "/drift", "/actions"):
+        answer = signed.get(path)
+        assert answer.status_code == 303, path
+        assert answer.headers["location"].startswith("/sign-in?to=/")
+        assert FAILED not in answer.text
+    assert signed.client.get("/").status_code == 401
+    assert signed.post("/retry", {"unit": f"{FAILED}.1.tiny"}, secret=signed.secret("/sign-in")).status_code == 401
+
+
+def test_a_token_opens_a_session_in_a_cookie_that_no_script_and_no_other_site_gets(
+    signed: Served, tokens: dict[str, str]
+) -> None:
+    answer = sign_in(signed, tokens["viewer"])
+    assert (answer.status_code, answer.headers["location"]) == (303, "/studies")
+    cookie = answer.headers["set-cookie"].lower()
+    for wanted in ("httponly", "samesite=strict", "path=/", "max-age=3600"):
+        assert wanted in cookie
+    assert "the-viewer" in signed.get("/").text
+    assert signed.post("/sign-out").headers["location"] == "/sign-in"
+    assert signed.get("/").status_code == 303
+
+
+def test_each_role_does_what_it_may_and_no_more(signed: Served, tokens: dict[str, str]) -> None:
+    sign_in(signed, tokens["viewer"])
+    assert "Try again" not in signed.get(f"/studies/{FAILED}").text
+    before = refusals("forbidden")
+    for path in ("/retry", "/retry-all", "/send-again", "/release", "/discard", "/acknowledge"):
+        assert signed.post(path, {"unit": f"{FAILED}.1.tiny"}).status_code == 403
+    assert refusals("forbidden") == before + 6
+    assert signed.store.units(study=FAILED)[0].state is State.FAILED
+    sign_in(signed, tokens["operator"])
+    assert "Try again" in signed.get(f"/studies/{FAILED}").text
+    assert signed.post("/acknowledge", {"alarm": "a", "adopt": "yes"}).status_code == 403
+    assert retry(signed).status_code == 303
+    assert "the-operator" in signed.get("/actions").text
+    sign_in(signed, tokens["approver"])
+    answer = signed.post("/acknowledge", {"alarm": "a", "adopt": "yes"})
+    assert answer.status_code == 409  # allowed, and then there is no watch.token_file
+    assert "watch.token_file" in answer.text
+
+
+def test_a_wrong_token_is_said_counted_and_logged_without_itself(signed: Served) -> None:
+    before = refusals("wrong_token")
+    with structlog.testing.capture_logs() as logs:
+        answer = sign_in(signed, "sw_guessed-by-somebody")
+    assert answer.status_code == 403
+    assert "none of the tokens" in answer.text
+    assert "guessed" not in answer.text + json.dumps(logs)
+    assert refusals("wrong_token") == before + 1
+    assert [entry["outcome"] for entry in logs] == ["wrong_token"]
+
+
+def test_who_guesses_has_to_wait(tmp_path: Path, tokens: dict[str, str]) -> None:
+    settings = {"tokens_file": tmp_path / "tokens.yaml", "sign_ins_per_minute": 3}
+    with page(tmp_path, page=settings) as served:
+        answers = [sign_in(served, "guess").status_code for _ in range(4)]
+        assert answers == [403, 403, 403, 429]
+        answer = sign_in(served, tokens["viewer"])
+        assert answer.status_code == 429
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+        guess = {"Authorization": "Bearer guess"}
+        assert served.client.get("/", headers=guess).status_code == 429
+
+
+def test_posts_of_one_client_are_limited(tmp_path: Path) -> None:
+    with page(tmp_path, page={"posts_per_minute": 2}) as served:
+        secret = served.secret()
+        answers = [served.post("/search", {"name": "0000"}, secret=secret) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [404, 404, 429]
+    assert "retry-after" in answers[-1].headers
+
+
+def test_a_trusted_proxy_says_whose_request_it_is(tmp_path: Path, tokens: dict[str, str]) -> None:
+    settings = {
+        "tokens_file": tmp_path / "tokens.yaml", "sign_ins_per_minute": 1, "trusted_proxies": ["127.0.0.1"],
+    }  # fmt: skip
+    with page(tmp_path, page=settings) as served:
+
+        def guess(address: str) -> int:
+            headers = {"Authorization": "Bearer x", "X-Forwarded-For": f"spoofed, {address}"}
+            return served.client.get("/", headers=headers).status_code
+
+        assert [guess("10.0.0.1"), guess("10.0.0.1"), guess("10.0.0.2")] == [401, 429, 401]
+
+
+def test_a_program_sends_its_token_and_needs_no_form(signed: Served, tokens: dict[str, str]) -> None:
+    with httpx.Client(base_url=signed.base) as program:
+        bearer = {"Authorization": f"Bearer {tokens['operator']}"}
+        assert program.get("/studies", headers=bearer).status_code == 200
+        answer = program.post("/retry", data={"unit": f"{FAILED}.1.tiny"}, headers=bearer)
+        assert answer.status_code == 303
+        assert "set-cookie" not in answer.headers
+        answer = program.get("/studies", headers={"Authorization": "Bearer wrong"})
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert signed.store.units(study=FAILED)[0].state is State.QUEUED
+
+
+def test_a_token_that_is_taken_out_ends_its_sessions_at_once(
+    signed: Served, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    sign_in(signed, tokens["operator"])
+    assert signed.get("/").status_code == 200
+    entries = [line for line in (tmp_path / "tokens.yaml").read_text().splitlines() if "the-operator" not in line]
+    (tmp_path / "tokens.yaml").write_text("\n".join(entries))
+    assert signed.get("/").status_code == 303
+    assert retry(signed, secret="x").status_code == 403
+    (tmp_path / "tokens.yaml").write_text("not: [a list")
+    assert signed.get("/").status_code == 503
+    assert sign_in(signed, tokens["viewer"]).status_code == 503
+
+
+def test_a_cookie_that_was_changed_or_is_of_another_node_is_none(
+    signed: Served, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    sign_in(signed, tokens["viewer"])
+    cookie = signed.client.cookies["stepwedge_session"]
+    body, _, signature = cookie.partition(".")
+    with httpx.Client(base_url=signed.base, headers=HTML) as other:
+        for changed in (f"{body}x.{signature}", f"{body}.{signature[:-2]}AA", body, f".{signature}", "ä", "x" * 9000):
+            other.cookies.clear()
+            answer = other.get("/", headers={"Cookie": f"stepwedge_session={changed}".encode()})
+            assert answer.status_code == 303
+    (tmp_path / "b").mkdir()
+    with page(tmp_path / "b", page={"tokens_file": tmp_path / "tokens.yaml"}) as second:
+        second.client.cookies.set("stepwedge_session", cookie)
+        assert second.get("/").status_code == 303
+
+
+def test_with_a_public_address_it_answers_to_that_alone_and_cookies_need_tls(
+    tmp_path: Path, tokens: dict[str, str]
+) -> None:
+    settings = {"tokens_file": tmp_path / "tokens.yaml", "url": "https://stepwedge.example.org"}
+    with page(tmp_path, http={"host": "0.0.0.0"}, page=settings) as served:
+        answer = served.get("/sign-in", headers={"Host": "stepwedge.example.org"})
+        assert answer.status_code == 200
+        assert "secure" in answer.headers["set-cookie"].lower()
+        assert served.get("/sign-in", headers={"Host": "evil.example"}).status_code == 421
+
+
+def test_nobody_is_sent_to_another_host_after_signing_in() -> None:
+    assert ours("/studies?state=failed") == "/studies?state=failed"
+    for elsewhere in (
+        "//evil.example",
+        "https://evil.example",
+        "/\\evil.example",
+        "\\\\evil",
+        "/sign-out",
+        "/a\nb",
+        "",
+    ):
+        assert ours(elsewhere) == "/"
+
+
+@pytest.mark.parametrize("oidc", [{"issuer": "https://id.example"}, {"issuer": "https://id.example", "client_id": "a"}])
+def test_a_provider_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, oidc: dict[str, str]) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps({"page": {"oidc": oidc}}))
+    with pytest.raises(SettingsError, match=r"page\.oidc"):
+        load_settings(tmp_path / "s.yaml")
+
+
+def test_a_file_of_tokens_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SettingsError, match=r"page\.tokens_file: .*nowhere.yaml"),
+        page(tmp_path, page={"tokens_file": tmp_path / "nowhere.yaml"}),
+    ):
+        pass
+
+
+def test_the_defaults_are_those_that_are_written_down() -> None:
+    assert Settings().page == Page()
+    assert (Page().session_minutes, Page().session_hours) == (60, 12)

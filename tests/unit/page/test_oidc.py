@@ -1,0 +1,254 @@
+"""What an OpenID provider says counts only as far as it is signed, fresh, and an answer to what was asked."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from stepwedge.errors import SettingsError
+from stepwedge.page.oidc import Begun, Provider, SignInError, role_of
+from stepwedge.settings import Oidc, Page
+
+CLIENT = "the-page"
+KEY, OTHER = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+CURVE = ec.generate_private_key(ec.SECP256R1())
+
+
+def public(key: Any, name: str, **more: str) -> dict[str, Any]:
+    algorithm = (
+        jwt.algorithms.ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else jwt.algorithms.RSAAlgorithm
+    )
+    return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": name, **more}
+
+
+@dataclass
+class StandIn:
+    """A provider that says whatever a test wants."""
+
+    issuer: str = ""
+    keys: list[dict[str, Any]] = field(default_factory=lambda: [public(KEY, "1"), {"kty": "new", "kid": "x"}])
+    claims: dict[str, Any] = field(default_factory=dict)
+    signed: dict[str, Any] = field(default_factory=lambda: {"key": KEY, "algorithm": "RS256", "headers": {"kid": "1"}})
+    user: dict[str, Any] = field(default_factory=dict)
+    asked: list[dict[str, list[str]]] = field(default_factory=list)
+    basic: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=lambda: ["client_secret_basic"])
+    provider: Provider | None = None
+
+    def come_back(self, **answer: str) -> tuple[str, str]:
+        """Begin, and come back from the provider as somebody who has signed in there."""
+        assert self.provider is not None
+        _, begun = self.provider.begin("/")
+        self.claims = {"nonce": begun.nonce, **self.claims}
+        return self.provider.finish(begun, {"state": begun.state, "code": "c0de", **answer})
+
+    def token(self) -> str:
+        now = int(time.time())
+        base = {"iss": self.issuer, "aud": CLIENT, "sub": "jane", "iat": now, "exp": now + 60, "groups": ["it"]}
+        claims = {name: value for name, value in (base | self.claims).items() if value is not None}
+        if "raw" in self.signed:
+            return str(self.signed["raw"](claims))
+        return jwt.encode(claims, **self.signed)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    found = StandIn()
+
+    class Handler(BaseHTTPRequestHandler):
+        def say(self, body: object) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def do_GET(self) -> None:
+            base = found.issuer
+            if self.path.startswith("/.well-known"):
+                places = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "jwks"}
+                self.say(
+                    {"issuer": base, "userinfo_endpoint": f"{base}/user"}
+                    | {name: f"{base}/{path}" for name, path in places.items()}
+                    | {"token_endpoint_auth_methods_supported": found.methods}
+                )
+            else:
+                self.say({"keys": found.keys} if self.path == "/jwks" else found.user)
+
+        def do_POST(self) -> None:
+            found.asked.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            found.basic.append(self.headers.get("Authorization", ""))
+            self.say({"id_token": found.token(), "access_token": "a", "token_type": "Bearer"})
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    found.issuer = f"http://127.0.0.1:{server.server_address[1]}"
+    (tmp_path / "secret").write_text("a secret & more\n")
+    roles = {"it": "operator", "leads": "approver", "all": "viewer"}
+    oidc = Oidc(issuer=found.issuer, client_id=CLIENT, client_secret_file=tmp_path / "secret", roles=roles)  # type: ignore[arg-type]
+    found.provider = Provider(Page(url="https://page.example", oidc=oidc))
+    yield found
+    found.provider.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_way_there_carries_a_challenge_and_the_way_back_its_proof(stand_in: StandIn) -> None:
+    assert stand_in.provider is not None
+    address, begun = stand_in.provider.begin("/")
+    asked = parse_qs(urlsplit(address).query)
+    assert asked["redirect_uri"] == ["https://page.example/sign-in/callback"]
+    assert asked["response_type"] == ["code"]
+    assert asked["code_challenge_method"] == ["S256"]
+    assert stand_in.come_back() == (f"{stand_in.issuer}|jane", "operator")
+    (sent,) = stand_in.asked
+    assert sent["grant_type"] == ["authorization_code"]
+    digest = hashlib.sha256(begun.verifier.encode()).digest()
+    assert asked["code_challenge"] == [base64.urlsafe_b64encode(digest).rstrip(b"=").decode()]
+    assert sent["code_verifier"] != [begun.verifier], "each attempt has its own"
+    # RFC 6749, section 2.3.1: both are encoded as in a form first.
+    assert base64.b64decode(stand_in.basic[0].removeprefix("Basic ")) == b"the-page:a+secret+%26+more"
+
+
+def test_a_provider_that_wants_the_secret_in_the_form_gets_it_there(stand_in: StandIn) -> None:
+    stand_in.methods = ["client_secret_post"]
+    assert stand_in.come_back()[1] == "operator"
+    assert stand_in.asked[0]["client_secret"] == ["a secret & more"]
+    assert stand_in.basic == [""]
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"nonce": "of-another-attempt"}, "not of this attempt"),
+        ({"aud": "another-page"}, "InvalidAudienceError"),
+        ({"aud": [CLIENT, "another"], "azp": "another"}, "another application"),
+        ({"iss": "https://evil.example"}, "InvalidIssuerError"),
+        ({"exp": 1}, "ExpiredSignatureError"),
+        ({"iat": 4_000_000_000}, "ImmatureSignatureError"),
+        ({"sub": None}, "MissingRequiredClaimError sub"),
+        ({"exp": None}, "MissingRequiredClaimError exp"),
+    ],
+)
+def test_claims_that_do_not_fit_sign_nobody_in(stand_in: StandIn, claims: dict[str, Any], said: str) -> None:
+    stand_in.claims = claims
+    with pytest.raises(SignInError, match=said) as caught:
+        stand_in.come_back()
+    assert caught.value.outcome == "oidc_failed"
+
+
+def _none(claims: dict[str, Any]) -> str:
+    return jwt.encode(claims, "", algorithm="none", headers={"kid": "1"})
+
+
+def _by_public_key(claims: dict[str, Any]) -> str:
+    """The old confusion: the public key as a shared secret."""
+    encode = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in
+              ({"alg": "HS256", "typ": "JWT", "kid": "1"}, claims)]  # fmt: skip
+    import hmac
+
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    signature = base64.urlsafe_b64encode(hmac.new(pem, b".".join(encode), hashlib.sha256).digest()).rstrip(b"=")
+    return b".".join([*encode, signature]).decode()
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        {"key": OTHER, "algorithm": "RS256", "headers": {"kid": "1"}},
+        {"key": KEY, "algorithm": "RS256", "headers": {"kid": "2"}},
+        {"raw": _none},
+        {"raw": _by_public_key},
+        {"raw": lambda _: "not.a.token"},
+        {"raw": lambda _: ""},
+    ],
+    ids=["another key", "unknown key", "unsigned", "public key as secret", "no token", "empty"],
+)
+def test_a_signature_that_does_not_hold_signs_nobody_in(stand_in: StandIn, signed: dict[str, Any]) -> None:
+    stand_in.signed = signed
+    with pytest.raises(SignInError):
+        stand_in.come_back()
+
+
+def test_a_key_is_used_for_its_own_algorithm_alone(stand_in: StandIn) -> None:
+    stand_in.keys = [public(KEY, "1", alg="RS512")]
+    with pytest.raises(SignInError, match="InvalidAlgorithmError"):
+        stand_in.come_back()
+    stand_in.signed["algorithm"], stand_in.claims = "RS512", {}
+    assert stand_in.come_back()[1] == "operator"
+
+
+def test_a_key_that_is_new_since_the_last_time_is_fetched(stand_in: StandIn) -> None:
+    assert stand_in.come_back()[1] == "operator"
+    stand_in.keys = [public(CURVE, "2")]
+    stand_in.signed = {"key": CURVE, "algorithm": "ES256", "headers": {"kid": "2"}}
+    stand_in.claims = {}
+    assert stand_in.come_back()[1] == "operator"
+
+
+def test_roles_come_from_the_user_information_where_the_token_has_none(stand_in: StandIn) -> None:
+    stand_in.claims = {"groups": None}
+    stand_in.user = {"sub": "jane", "groups": ["all", "leads"]}
+    assert stand_in.come_back()[1] == "approver"
+    stand_in.claims, stand_in.user = {"groups": None}, {"sub": "mallory", "groups": ["leads"]}
+    with pytest.raises(SignInError, match="two people"):
+        stand_in.come_back()
+    stand_in.claims, stand_in.user = {"groups": None}, {"sub": "jane"}
+    with pytest.raises(SignInError, match="gives a role") as caught:
+        stand_in.come_back()
+    assert caught.value.outcome == "no_role"
+
+
+@pytest.mark.parametrize("answer", [{"state": "guessed"}, {"iss": "https://evil.example"}])
+def test_an_answer_to_something_else_is_refused(stand_in: StandIn, answer: dict[str, str]) -> None:
+    with pytest.raises(SignInError):
+        stand_in.come_back(**answer)
+    assert stand_in.asked == []
+
+
+def test_a_person_who_did_not_sign_in_there_does_not_here(stand_in: StandIn) -> None:
+    assert stand_in.provider is not None
+    _, begun = stand_in.provider.begin("/")
+    with pytest.raises(SignInError, match="did not sign you in"):
+        stand_in.provider.finish(begun, {"state": begun.state, "error": "access_denied"})
+
+
+def test_a_provider_that_is_away_or_none_is_said(tmp_path: Path) -> None:
+    page = Page(
+        url="https://page.example", oidc=Oidc(issuer="http://127.0.0.1:9", client_id="a", roles={"a": "viewer"})
+    )
+    provider = Provider(page)
+    with pytest.raises(SignInError, match="does not answer") as caught:
+        provider.begin("/")
+    assert caught.value.outcome == "oidc_away"
+    with pytest.raises(SignInError):
+        provider.finish(Begun(state="s", nonce="n", verifier="v", to="/"), {"state": "s", "code": "c"})
+    provider.close()
+    broken = page.model_copy(update={"oidc": page.oidc.model_copy(update={"client_secret_file": tmp_path / "none"})})
+    with pytest.raises(SettingsError, match=r"page\.oidc\.client_secret_file"):
+        Provider(broken)
+
+
+def test_the_highest_role_counts_and_what_is_no_list_of_texts_gives_none() -> None:
+    roles: dict[str, Any] = {"a": "viewer", "b": "approver"}
+    assert role_of(["a", "b", "c"], roles) == "approver"
+    assert role_of("a", roles) == "viewer"
+    for nothing in (None, [], ["c"], 7, {"a": 1}, [["a"]], True):
+        assert role_of(nothing, roles) is None

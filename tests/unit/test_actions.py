@@ -1,0 +1,62 @@
+"""What people ask for is kept, is done by one node once, and is taken up again where it was cut off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from postgresql import PostgreSQL, with_password
+from stepwedge import actions
+from stepwedge.actions import DISCARD, DONE, REFUSED, RELEASE, RETRY
+from stepwedge.schema import ACTIONS
+from stepwedge.store import Store
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "sqlite":
+        opened = Store.open_file(tmp_path / "index.sqlite")
+    else:
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        opened = Store(with_password(server.new_database()))
+    yield opened
+    opened.close()
+
+
+def test_what_is_asked_for_is_taken_once_and_ends(store: Store) -> None:
+    number = actions.ask(store, RELEASE, "digest", who="ann")
+    assert actions.ask(store, RELEASE, "digest", who="bob") == number, "it is asked for already"
+    assert actions.ask(store, DISCARD, "digest", who="bob") == number, "and not the contrary of it"
+    taken = actions.take(store)
+    assert taken is not None
+    assert (taken.action, taken.subject, taken.who) == (RELEASE, "digest", "ann")
+    assert actions.take(store) is None
+    actions.end(store, number, REFUSED, said="bad_uid")
+    ended = actions.find(store, number)
+    assert ended is not None
+    assert (ended.state, ended.said) == ("refused", "bad_uid")
+    assert ended.ended_at is not None
+    assert actions.ask(store, RELEASE, "digest", who="ann") > number, "it may be asked for again"
+
+
+def test_what_a_node_had_taken_up_when_it_died_is_taken_up_by_another(store: Store) -> None:
+    number = actions.ask(store, RELEASE, "digest", who="ann")
+    assert actions.take(store) is not None
+    with store.engine.begin() as db:
+        db.execute(sa.update(ACTIONS).values(ended_at=time.time() - 120))
+    again = actions.take(store)
+    assert again is not None
+    assert again.id == number
+
+
+def test_what_was_done_is_listed_newest_first_and_by_study(store: Store) -> None:
+    actions.note(store, RETRY, "unit-1", who="ann", study="a")
+    actions.note(store, RETRY, "unit-2", who="bob", study="b", state=REFUSED, said="no")
+    assert [each.subject for each in actions.latest(store, 10)] == ["unit-2", "unit-1"]
+    assert [each.who for each in actions.of_study(store, "a", 10)] == ["ann"]
+    assert actions.about(store, ["unit-1", "unit-3"])["unit-1"].state == DONE
+    assert actions.about(store, []) == {}
+    assert actions.take(store) is None, "nothing of that is for the DICOM node"

@@ -86,12 +86,14 @@ class Asking:
     def page(self, template: str, *, status: int = 200, refresh: int = 0, **values: Any) -> Response:
         """A page of ours."""
         secret = self.visitor.session.secret if self.visitor.session else ""
+        said = self.request.query_params.get("said", "")
         common = {
             "visitor": self.visitor,
             "secret": secret,
             "path": self.request.url.path,
             "refresh": refresh,
-            "said": _SAID.get(self.request.query_params.get("said", ""), ""),
+            "said": _SAID.get(said, ""),
+            "said_tone": {"refused": "bad", "asked": "busy"}.get(said, "good"),
             "access": self.desk.access.kind,
         }
         return HTMLResponse(render(template, common | values), status_code=status)

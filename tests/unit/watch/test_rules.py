@@ -34,7 +34,7 @@ def sections() -> dict[str, str]:
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> str:
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=cwd, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,10 @@ class Container:
         """Kill what still runs; with process 1 go all the others."""
         for process in self._running:
             if process.poll() is None:
+                # Not by its parent's end: who has become another user is no longer told of that.
+                for first in _children(process):
+                    with suppress(ProcessLookupError):
+                        os.kill(first, signal.SIGKILL)
                 process.kill()
                 process.wait()
 
@@ -145,10 +149,14 @@ def _first(process: subprocess.Popen[bytes]) -> int:
     """Process 1 of a container, by its id outside."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            return int(children[0])
+        if children := _children(process):
+            return children[0]
         time.sleep(0.05)
     raise AssertionError("the container has not started a process")
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def _output(*command: str) -> str:

@@ -30,7 +30,7 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
 from stepwedge.page.app import HttpServer, build_app
-from stepwedge.page.desk import open_desk
+from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
 from stepwedge.page.routes import page_routes
 from stepwedge.pipeline import equip
 from stepwedge.policy import Policy, load_policy
@@ -206,7 +206,7 @@ def page(settings: Settings) -> int:
         raise SettingsError("http.port is null: the page has no port to answer on; name one")
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
-        store = open_store(settings)
+        store = open_store(settings, statement_seconds=STATEMENT_SECONDS)
         undo.callback(store.close)
         desk = open_desk(settings, load_site(settings.data_dir, settings.site_key_file), store)
         undo.callback(desk.close)

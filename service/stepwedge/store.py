@@ -66,6 +66,17 @@ class Store:
         """The connections, for those who read or keep what is theirs alone."""
         return self._engine
 
+    def limit_statements(self, seconds: float) -> None:
+        """Let a PostgreSQL give up what takes longer, from now on: the upgrade of its tables took as long as it did."""
+
+        def limit(connection: Any, _record: Any) -> None:
+            connection.autocommit = True
+            connection.execute(f"SET statement_timeout = {round(seconds * 1000)}")
+            connection.autocommit = False
+
+        sa.event.listen(self._engine, "connect", limit)
+        self._engine.dispose()
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()

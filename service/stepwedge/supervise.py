@@ -26,7 +26,7 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
 from stepwedge.page.app import HttpServer, build_app
-from stepwedge.page.desk import open_desk
+from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
 from stepwedge.page.routes import page_routes
 from stepwedge.policy import Policy
 from stepwedge.roles import described
@@ -77,7 +77,7 @@ class Supervisor:
         settings = self._settings
         site = load_site(settings.data_dir, settings.site_key_file)
         workflow.prepare_queue(settings)
-        store = open_store(settings)
+        store = open_store(settings, statement_seconds=STATEMENT_SECONDS)
         desk = open_desk(settings, site, store) if settings.http.port is not None else None
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,7 +41,7 @@ _PROXIED = (
     "page.oidc in the settings, and start the service anew."
 )
 _HERE = "this-machine"  # who acts where nobody has to sign in
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+_FORWARDED = ("forwarded", "via", "x-real-ip")
 
 
 class RefusedError(Exception):
@@ -83,6 +83,8 @@ class Access:
             # A public address says that a proxy on this machine hands on requests of others.
             public = _host(urlsplit(settings.page.url).netloc) or "localhost"
             self.kind = "open" if {settings.http.host, public} <= LOOPBACK else "closed"
+        public_name = _host(urlsplit(settings.page.url).netloc)
+        self._names = {public_name} if public_name else {*LOOPBACK, settings.http.host}
         self.secure = settings.page.url.startswith("https://")
         self.sign_ins = Limit(settings.page.sign_ins_per_minute)
         self.posts = Limit(settings.page.posts_per_minute)
@@ -102,8 +104,8 @@ class Access:
         if self.kind == "closed":
             raise RefusedError("not_configured", 403, CLOSED)
         self._check_host(request)
-        if self.kind == "open" and any(name in request.headers for name in _FORWARDED):
-            raise RefusedError("proxied", 403, _PROXIED)
+        if self.kind == "open":
+            self._check_near(request)
         if "authorization" in request.headers and self.tokens is not None:
             return self._program(request, self.tokens)
         session = from_cookie(
@@ -168,17 +170,28 @@ class Access:
 
     def _check_host(self, request: Request) -> None:
         """Against pages of others that reach us under a name of theirs (DNS rebinding)."""
-        known = {*LOOPBACK, self._http.host}
-        if self._page.url:
-            known.add(_host(urlsplit(self._page.url).netloc))
-        elif self._http.host not in LOOPBACK:
+        if not self._page.url and self._http.host not in LOOPBACK:
             return  # any of the machine's names; nobody is signed in under another
-        if _host(request.headers.get("host", "")) not in known:
+        if _host(request.headers.get("host", "")) not in self._names:
             raise RefusedError(
                 "foreign_host",
                 421,
                 "Refused: this service is not known by that name; page.url in the settings names it.",
             )
+
+    def _check_near(self, request: Request) -> None:
+        """Against others who come through a proxy, as far as one can be recognised, and pages of other sites."""
+        came_from = request.headers.get("referer")
+        if (
+            any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers)
+            or request.scope.get("http_version") == "1.0"  # no browser's; what nginx speaks where it is not told
+            or (came_from and _host(urlsplit(came_from).netloc) not in self._names)
+        ):
+            raise RefusedError("proxied", 403, _PROXIED)
+        if request.headers.get("sec-fetch-site") == "cross-site" and (
+            request.headers.get("sec-fetch-mode") != "navigate"
+        ):
+            raise RefusedError("foreign_origin", 403, "Refused: a page of another site asks for this.")
 
     def _is_from_here(self, request: Request) -> bool:
         site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")

@@ -72,7 +72,8 @@ def build_app(
         MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
     registry.register(_StoreCollector(store))
 
-    def livez(_: Request) -> Response:
+    # On the event loop itself: it answers however busy the threads are.
+    async def livez(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     def readyz(_: Request) -> Response:

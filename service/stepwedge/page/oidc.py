@@ -28,6 +28,7 @@ CALLBACK = "/sign-in/callback"
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _TIMEOUT_SECONDS = 10.0
 _LEEWAY_SECONDS = 60  # that the provider's clock may differ
+_AWAY_SECONDS = 3.0  # that a provider that did not answer is not asked again
 _KEEP_SECONDS = 3600.0  # that discovery and keys are kept; an unknown key is looked for at once
 
 
@@ -71,6 +72,8 @@ class Provider:
         self._known: dict[str, Any] = {}
         self._keys: tuple[_Key, ...] = ()
         self._until = 0.0
+        self._discovering = threading.Lock()
+        self._away: SignInError | None = None
 
     def close(self) -> None:
         """Close the connections."""
@@ -198,18 +201,27 @@ class Provider:
         return tuple(found)
 
     def _discovered(self) -> dict[str, Any]:
-        if not self._known or time.monotonic() > self._until:
-            issuer = self._settings.issuer.rstrip("/")
-            known = self._json("GET", f"{issuer}/.well-known/openid-configuration")
-            wanted = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
-            if any(not isinstance(known.get(name), str) for name in wanted):
-                raise SignInError("oidc_failed", f"{issuer} describes no OpenID provider")
-            if known["issuer"].rstrip("/") != issuer:
-                raise SignInError(
-                    "oidc_failed", f"page.oidc.issuer is {issuer}, and the provider calls itself otherwise"
-                )
-            self._known, self._until = known, time.monotonic() + _KEEP_SECONDS
-        return self._known
+        with self._discovering:
+            if time.monotonic() > self._until:
+                self._away, self._until = None, time.monotonic() + _KEEP_SECONDS
+                try:
+                    self._known = self._discover()
+                except SignInError as error:
+                    # Whoever comes next does not wait for it once more.
+                    self._away, self._until = error, time.monotonic() + _AWAY_SECONDS
+            if self._away is not None:
+                raise SignInError(self._away.outcome, str(self._away))
+            return self._known
+
+    def _discover(self) -> dict[str, Any]:
+        issuer = self._settings.issuer.rstrip("/")
+        known = self._json("GET", f"{issuer}/.well-known/openid-configuration")
+        wanted = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
+        if any(not isinstance(known.get(name), str) for name in wanted):
+            raise SignInError("oidc_failed", f"{issuer} describes no OpenID provider")
+        if known["issuer"].rstrip("/") != issuer:
+            raise SignInError("oidc_failed", f"page.oidc.issuer is {issuer}, and the provider calls itself otherwise")
+        return known
 
     def _json(self, method: str, url: str, **words: Any) -> dict[str, Any]:
         try:

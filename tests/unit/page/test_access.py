@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,42 @@ def test_what_a_proxy_hands_on_needs_a_sign_in_first(here: Served) -> None:
     answer = here.get("/", headers={"X-Forwarded-For": "10.0.0.9"})
     assert answer.status_code == 403
     assert "page.tokens_file" in answer.text
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Via": "1.1 proxy"},
+        {"Forwarded": "for=10.0.0.9"},
+        {"X-Forwarded-Host": "stepwedge.example.org"},
+        {"X-Forwarded-Proto": "https"},
+        {"X-Real-IP": "10.0.0.9"},
+        {"Referer": "http://stepwedge.example.org/studies"},
+    ],
+)
+def test_whatever_tells_of_a_proxy_closes_an_open_page(here: Served, header: dict[str, str]) -> None:
+    before = refusals("proxied")
+    assert here.get("/", headers=header).status_code == 403
+    assert refusals("proxied") == before + 1
+    assert here.get("/", headers={"Referer": f"{here.base}/studies"}).status_code == 200
+
+
+def test_the_language_of_old_proxies_closes_an_open_page(here: Served) -> None:
+    port = httpx.URL(here.base).port
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: text/html\r\n\r\n")
+        assert b" 403 " in connection.makefile("rb").readline()
+
+
+def test_pages_of_other_sites_load_nothing_of_an_open_page(here: Served) -> None:
+    before = refusals("foreign_origin")
+    embedded = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert here.get("/reports/a.html", headers=embedded).status_code == 403
+    assert refusals("foreign_origin") == before + 1
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    answer = here.get("/", headers=followed)
+    assert answer.status_code == 200
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_every_answer_says_that_nothing_of_it_may_be_framed_kept_or_run(here: Served) -> None:
@@ -271,7 +308,8 @@ def test_with_a_public_address_it_answers_to_that_alone_and_cookies_need_tls(
         answer = served.get("/sign-in", headers={"Host": "stepwedge.example.org"})
         assert answer.status_code == 200
         assert "secure" in answer.headers["set-cookie"].lower()
-        assert served.get("/sign-in", headers={"Host": "evil.example"}).status_code == 421
+        for name in ("evil.example", "127.0.0.1"):
+            assert served.get("/sign-in", headers={"Host": name}).status_code == 421
 
 
 def test_nobody_is_sent_to_another_host_after_signing_in() -> None:

@@ -18,6 +18,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from stepwedge.errors import SettingsError
+from stepwedge.page import oidc
 from stepwedge.page.oidc import Begun, Provider, SignInError, role_of
 from stepwedge.settings import Oidc, Page
 
@@ -244,6 +245,27 @@ def test_a_provider_that_is_away_or_none_is_said(tmp_path: Path) -> None:
     broken = page.model_copy(update={"oidc": page.oidc.model_copy(update={"client_secret_file": tmp_path / "none"})})
     with pytest.raises(SettingsError, match=r"page\.oidc\.client_secret_file"):
         Provider(broken)
+
+
+def test_a_provider_that_is_away_is_waited_for_once_and_asked_again_soon(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, asked = stand_in.provider, []
+    assert provider is not None
+
+    def away(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise SignInError("oidc_away", "it does not answer")
+
+    with monkeypatch.context() as change:
+        change.setattr(provider, "_json", away)
+        for _ in range(3):
+            with pytest.raises(SignInError, match="does not answer"):
+                provider.begin("/")
+        assert len(asked) == 1
+    later = time.monotonic() + 10
+    monkeypatch.setattr(oidc.time, "monotonic", lambda: later)
+    assert provider.begin("/")[0].startswith(stand_in.issuer)
 
 
 def test_the_highest_role_counts_and_what_is_no_list_of_texts_gives_none() -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 import structlog
-from page_served import Served, delivery, name_of, page, put
+from page_served import HTML, Served, delivery, name_of, page, put
 from stepwedge import actions, rundir
 from stepwedge.entries import Quarantined
-from stepwedge.page import deeds
+from stepwedge.page import deeds, glance, neighbours, turns
 from stepwedge.records import REASONS, State
 from stepwedge.rundir import Heartbeat
 
@@ -240,6 +241,47 @@ def test_drift_alarms_requests_and_reports_are_shown_with_what_to_do(tmp_path: P
         assert drawn.headers["content-security-policy"].startswith("sandbox")
         for name in ("none.html", "..%2Fstatus.json", "drawn.txt"):
             assert served.get(f"/reports/{name}").status_code == 404
+
+
+def test_a_report_too_large_is_said_and_only_a_few_are_handed_on_at_once(
+    tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_TIMEOUT_SECONDS", 0.2)
+    with page(tmp_path, watch={"url": monitor}) as served:
+        held = [served.desk.neighbours.report("drawn.html") for _ in range(4)]
+        full = served.get("/reports/drawn.html")
+        assert (full.status_code, "already" in full.text) == (502, True)
+        assert served.get("/drift").status_code == 200
+        for each in held:
+            assert each is not None
+            each.close()
+        assert served.get("/reports/drawn.html").text == "<p>drawn</p>"
+        monkeypatch.setattr(neighbours, "_REPORT_BYTES", 5)
+        with structlog.testing.capture_logs() as logs:
+            assert served.get("/reports/drawn.html").text == ""
+    assert [entry["event"] for entry in logs] == ["report_cut_off"]
+
+
+def test_however_slow_the_page_is_health_answers_and_too_many_are_told_to_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(glance, "overview", lambda _desk: go.wait(60))
+    monkeypatch.setattr(turns, "_MOST", 20)
+    try:
+        with ThreadPoolExecutor(60) as many:
+            answers = [many.submit(httpx.get, served.base, headers=HTML, timeout=60) for _ in range(60)]
+            until = time.monotonic() + 60
+            while sum(answer.done() for answer in answers) < 40 and time.monotonic() < until:
+                time.sleep(0.01)
+            for path in ("/livez", "/readyz", "/metrics"):
+                assert served.get(path, timeout=60).status_code == 200
+            go.set()
+    finally:
+        go.set()
+    busy = [answer.result() for answer in answers if answer.result().status_code == 503]
+    assert len(busy) == 40
+    assert busy[0].headers["retry-after"] == "5"
 
 
 def test_when_the_database_is_away_it_says_so_and_comes_back(served: Served) -> None:

@@ -218,7 +218,10 @@ def page(settings: Settings) -> int:
 
 
 def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int:
-    """Put failed units back into the queue; how many. Raises StepwedgeError for one that has not failed."""
+    """Put failed units back into the queue; how many. Raises StepwedgeError for one that has not failed.
+
+    What somebody else puts back meanwhile is not counted.
+    """
     if not names and not every:
         raise StepwedgeError("name the units to retry, as `stepwedge status` shows them, or say --all")
     workflow.prepare_queue(settings)
@@ -230,9 +233,7 @@ def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int
             if name not in failed:
                 raise StepwedgeError(f"{name}: no failed unit has this name; `stepwedge status` shows them")
         chosen = list(failed.values()) if every else [failed[name] for name in names]
-        for unit in chosen:
-            workflow.retry(store, queue, unit)
-        return len(chosen)
+        return sum(workflow.retry(store, queue, unit) for unit in chosen)
     finally:
         queue.close()
         store.close()

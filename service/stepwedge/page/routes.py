@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from stepwedge.actions import DISCARD, RELEASE
-from stepwedge.errors import StepwedgeError
+from stepwedge.errors import StepwedgeError, where
 from stepwedge.page import deeds, glance, queries, views
 from stepwedge.page.access import RefusedError, Visitor, refuse
 from stepwedge.page.desk import Desk
@@ -36,7 +36,6 @@ from stepwedge.page.render import STYLE, render
 from stepwedge.page.sessions import COOKIE, to_cookie
 from stepwedge.page.signing_in import SIGN_IN, sign_in_routes
 from stepwedge.settings import Role
-from stepwedge.steps import where
 
 log = structlog.get_logger()
 
@@ -66,6 +65,7 @@ _AWAY = "The database does not answer. Nothing that was acknowledged is lost; th
 # What is said above a page after something was done there.
 _SAID = {
     "retried": "Put back into the queue.",
+    "retried-all": "Put back. The workers take them up within half a minute.",
     "sent": "It will be sent within half a minute, if nothing is against it any more.",
     "done": "Done.",
     "refused": "Refused; the reason is beside it.",
@@ -259,7 +259,7 @@ def _retry(asking: Asking) -> Response:
 
 def _retry_all(asking: Asking) -> Response:
     deeds.retry_all(asking.desk, asking.who)
-    return _see("/studies?said=retried")
+    return _see("/studies?said=retried-all")
 
 
 def _send_again(asking: Asking) -> Response:

@@ -170,6 +170,28 @@ def test_a_withheld_result_is_sent_again_when_somebody_says_so(served: Served) -
     assert served.post("/send-again", fields).status_code == 303
     assert delivery(served.store, unit.unit, "ward").state == "pending"
     assert served.post("/send-again", fields).status_code == 409
+    assert [each.subject for each in actions.latest(served.store, 9)] == [f"{unit.unit} to ward"]
+
+
+def test_the_result_of_an_older_revision_is_not_sent_again(served: Served) -> None:
+    unit = put(served.store, name_of(1), deliveries={"ward": "withheld"})
+    study = served.store.study(name_of(1))
+    assert unit is not None
+    assert study is not None
+    served.store.restore_study(replace(study, revision=2), [])
+    answer = served.post("/send-again", {"unit": unit.unit, "destination": "ward"})
+    assert (answer.status_code, "newer revision" in answer.text) == (409, True)
+    assert delivery(served.store, unit.unit, "ward").state == "withheld"
+
+
+def test_many_who_try_one_unit_again_at_once_queue_it_once(served: Served) -> None:
+    put(served.store, name_of(1), State.FAILED)
+    secret, unit = served.secret(), f"{name_of(1)}.1.tiny"
+    with ThreadPoolExecutor(6) as many:
+        sent = [many.submit(served.post, "/retry", {"unit": unit}, secret=secret) for _ in range(6)]
+    assert sorted(each.result().status_code for each in sent) == [303, *[409] * 5]
+    assert served.store.units()[0].tries == 1
+    assert len(actions.latest(served.store, 9)) == 1
 
 
 def test_what_the_dicom_node_has_to_do_waits_for_it_in_sight(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +258,9 @@ def test_drift_alarms_requests_and_reports_are_shown_with_what_to_do(tmp_path: P
         assert bearer == "Bearer the-monitors-token"
         assert b'"by":"this-machine"' in body.replace(b" ", b"")
         assert "alarm acknowledged" in served.get("/actions").text
+        with structlog.testing.capture_logs() as logs:
+            assert served.post("/acknowledge", {"alarm": "x" * 9000}).status_code == 409
+        assert logs == []
         drawn = served.get("/reports/drawn.html")
         assert drawn.text == "<p>drawn</p>"
         assert drawn.headers["content-security-policy"].startswith("sandbox")

@@ -210,6 +210,7 @@ def page(settings: Settings) -> int:
         undo.callback(store.close)
         desk = open_desk(settings, load_site(settings.data_dir, settings.site_key_file), store)
         undo.callback(desk.close)
+        desk.access.check()
         _be_ready(settings, store, "page", undo, {}, page_routes(desk))
         log.info("page_open", host=settings.http.host, port=settings.http.port, access=desk.access.kind)
         stop.wait()

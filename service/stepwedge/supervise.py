@@ -22,6 +22,7 @@ import yaml
 from stepwedge import metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
 from stepwedge.database import open_store, watch_variables
+from stepwedge.errors import SettingsError
 from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
@@ -79,6 +80,12 @@ class Supervisor:
         workflow.prepare_queue(settings)
         store = open_store(settings, statement_seconds=STATEMENT_SECONDS)
         desk = open_desk(settings, site, store) if settings.http.port is not None else None
+        if desk is not None:
+            try:
+                desk.access.check()
+            except SettingsError as error:
+                # The page says so too. The node receives and analyses all the same.
+                log.error("nobody_can_sign_in", error=str(error))
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)

@@ -88,7 +88,9 @@ def build_app(
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     own = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
-    return Starlette(routes=[*own, *routes])
+    app = Starlette(routes=[*own, *routes])
+    app.router.redirect_slashes = False  # it would lead on to whatever host the request names
+    return app
 
 
 class HttpServer:

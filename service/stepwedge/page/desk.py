@@ -47,7 +47,7 @@ class Desk:
 
 
 def open_desk(settings: Settings, site: Site, store: Store) -> Desk:
-    """Ready for the page. Raises SettingsError for tokens or a secret that cannot be read."""
+    """Ready for the page; ``access.check`` says whether anybody can sign in."""
     return Desk(
         settings=settings, site=site, store=store, access=Access(settings, site), neighbours=Neighbours(settings)
     )

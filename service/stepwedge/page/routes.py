@@ -19,8 +19,8 @@ from urllib.parse import parse_qsl, quote
 
 import httpx
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
-from starlette.requests import Request
+from sqlalchemy import exc
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -33,8 +33,8 @@ from stepwedge.page.desk import Desk
 from stepwedge.page.neighbours import parts
 from stepwedge.page.queries import Place
 from stepwedge.page.render import STYLE, render
-from stepwedge.page.sessions import COOKIE, to_cookie
-from stepwedge.page.signing_in import SIGN_IN, sign_in_routes
+from stepwedge.page.sessions import COOKIE
+from stepwedge.page.signing_in import SIGN_IN, keep, sign_in_routes
 from stepwedge.settings import Role
 
 log = structlog.get_logger()
@@ -307,7 +307,9 @@ def _through(desk: Desk, answer: Answer, role: Role | None) -> Callable[[Request
             return _sealed(desk, visitor, _said(request, refused.status, refused.said, wait=refused.wait))
         except StepwedgeError as error:
             return _sealed(desk, visitor, _said(request, 409, str(error)))
-        except SQLAlchemyError as error:
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
             log.error("page_database_away", error=type(error).__name__)
             return _sealed(desk, visitor, _said(request, 503, _AWAY, refresh=10 if request.method == "GET" else 0))
         except Exception as error:  # noqa: BLE001 - the edge of the process: said in words, and the log says where
@@ -338,16 +340,9 @@ def _sealed(desk: Desk, visitor: Visitor | None, response: Response) -> Response
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "no-store")
-    if visitor is not None and visitor.session is not None and COOKIE not in response.headers.get("set-cookie", ""):
-        # Written again with each answer, so that whoever goes on is not signed out.
-        response.set_cookie(
-            COOKIE,
-            to_cookie(desk.access.key, visitor.session),
-            max_age=int(desk.access.idle_seconds),
-            httponly=True,
-            samesite="strict",
-            secure=desk.access.secure,
-        )
+    session = visitor.session if visitor is not None and visitor.renews else None
+    if session is not None and COOKIE not in response.headers.get("set-cookie", ""):
+        keep(desk.access, session, response)
     return response
 
 

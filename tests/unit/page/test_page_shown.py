@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -41,6 +44,7 @@ MONITOR: dict[str, Any] = {
                   "cause": "tiny/StepwatchSignalDrifted/kvp", "summary": "kvp has changed", "page": "", "body": {}}],
     "pages": [{"name": "drawn.html", "drawn_at": 1.0, "reason": "alarm"}],
 }  # fmt: skip
+ALARM: dict[str, Any] = MONITOR["models"][0]["alarms"][0]
 
 
 @pytest.fixture
@@ -231,7 +235,19 @@ def test_without_the_monitor_the_rest_of_the_page_stands(tmp_path: Path) -> None
         assert served.get("/reports/a.html").status_code == 502
 
 
-@pytest.mark.parametrize("said", [{"version": 2}, [], "x", {"version": 1}, {"version": 1, "models": 7}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"version": 2},
+        [],
+        "x",
+        {"version": 1},
+        {"version": 1, "models": 7},
+        MONITOR | {"pages": [{"name": "drawn.html", "drawn_at": 1e300, "reason": "alarm"}]},
+        MONITOR | {"requests": [{**MONITOR["requests"][0], "since_at": float("nan")}]},
+        MONITOR | {"models": [MONITOR["models"][0] | {"alarms": [ALARM | {"raised": "0001-01-01T00:00:00+14:00"}]}]},
+    ],
+)
 def test_a_monitor_that_speaks_otherwise_breaks_nothing(
     tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch, said: object
 ) -> None:
@@ -266,6 +282,16 @@ def test_drift_alarms_requests_and_reports_are_shown_with_what_to_do(tmp_path: P
         assert drawn.headers["content-security-policy"].startswith("sandbox")
         for name in ("none.html", "..%2Fstatus.json", "drawn.txt"):
             assert served.get(f"/reports/{name}").status_code == 404
+
+
+def test_a_command_with_what_the_monitor_says_is_quoted_for_the_shell(
+    tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [MONITOR["models"][0] | {"alarms": [ALARM | {"alarm": "a'; reboot; '"}]}]
+    monkeypatch.setattr(_Monitor, "said", MONITOR | {"models": models})
+    with page(tmp_path, watch={"url": monitor}) as served:
+        (command,) = re.findall("stepwatch acknowledge (.*) --by", served.get("/drift").text)
+    assert shlex.split(html.unescape(command)) == ["a'; reboot; '"]
 
 
 def test_a_report_too_large_is_said_and_only_a_few_are_handed_on_at_once(

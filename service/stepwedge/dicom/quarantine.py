@@ -91,7 +91,7 @@ class Quarantine:
         UnusableInstanceError
             If it is refused again; it is kept.
         StepwedgeError
-            If it is not kept here, or no longer what was received.
+            If it is not kept here, no longer what was received, or larger than is received now.
         SpoolFullError, OSError, SQLAlchemyError
             As the intake does; it is kept.
         """
@@ -102,6 +102,8 @@ class Quarantine:
             raise StepwedgeError("it is not kept in quarantine any more") from None
         if hashlib.sha256(received.data).hexdigest() != digest:
             raise StepwedgeError("the file in quarantine is no longer what was received; discard it")
+        if len(received.data) > self._settings.node.maximum_instance_bytes:
+            raise StepwedgeError("it is larger than node.maximum_instance_bytes; raise that, or discard it")
         taken = take_in(received)
         self.discard(digest)
         return taken

@@ -86,6 +86,12 @@ def test_what_is_no_dicom_stays_where_it_is(node: Spooled) -> None:
     assert ask(node, RELEASE, digest).said == "not_dicom"
 
 
+def test_what_is_larger_than_is_received_now_is_not_let_in(node: Spooled, tmp_path: Path) -> None:
+    digest = refused(node, received(make_instance(), data=b"x" * (1_048_576 + 1)))
+    with open_spool(tmp_path, node={"maximum_instance_bytes": 1_048_576}) as smaller:
+        assert "node.maximum_instance_bytes" in ask(smaller, RELEASE, digest).said
+
+
 def test_an_error_of_ours_is_said_and_the_next_is_done(node: Spooled, monkeypatch: pytest.MonkeyPatch) -> None:
     _, digest = twice(node)
 

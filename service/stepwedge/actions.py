@@ -7,14 +7,15 @@ spool, the page asks for (``ask``); the node takes it up (``take``) and says how
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from stepwedge.errors import StepwedgeError
 from stepwedge.schema import ACTIONS
-from stepwedge.store import Store
+from stepwedge.store import Beside, Store, Unit
 
 RETRY, SEND_AGAIN, RELEASE, DISCARD, ACKNOWLEDGE = "retry", "send_again", "release", "discard", "acknowledge"
 ASKED, TAKEN, DONE, REFUSED = "asked", "taken", "done", "refused"
@@ -39,13 +40,22 @@ class Action:
 
 
 def ask(store: Store, action: str, subject: str, *, who: str) -> int:
-    """Ask the DICOM node for something, once: what is asked for already is not asked again. Its number."""
+    """Ask the DICOM node for something, once: what is asked for already is not asked again. Its number.
+
+    Raises StepwedgeError where something else is asked about the same already.
+    """
     with store.engine.begin() as db:
-        waiting = sa.select(ACTIONS.c.id).where(
+        waiting = sa.select(ACTIONS.c.id, ACTIONS.c.action, ACTIONS.c.who).where(
             ACTIONS.c.subject == subject, ACTIONS.c.action.in_(OF_THE_NODE), ACTIONS.c.state.in_([ASKED, TAKEN])
         )
-        known = db.execute(waiting).scalar()
-        return int(known) if known is not None else _insert(db, action, subject, who=who, state=ASKED)
+        known = db.execute(waiting).first()
+        if known is None:
+            return _insert(db, action, subject, who=who, state=ASKED)
+        if known.action != action:
+            raise StepwedgeError(
+                f"{known.who} has asked for something else already ({known.action}); wait until it is done"
+            )
+        return int(known.id)
 
 
 def note(
@@ -56,14 +66,26 @@ def note(
         return _insert(db, action, subject, who=who, study=study, state=state, said=said, ended_at=time.time())
 
 
+def noting(action: str, *, who: str, destination: str = "") -> Beside:
+    """Keeps what is done to some units in the same transaction."""
+
+    def write(db: sa.Connection, units: Sequence[Unit]) -> None:
+        for unit in units:
+            subject = f"{unit.unit} to {destination}" if destination else unit.unit
+            _insert(db, action, subject[:255], who=who, study=unit.study, state=DONE, ended_at=time.time())
+
+    return write
+
+
 def take(store: Store) -> Action | None:
     """Take up the oldest thing that is asked of the DICOM node; None if nothing is, or another node was faster."""
     free = sa.or_(
         ACTIONS.c.state == ASKED,
         sa.and_(ACTIONS.c.state == TAKEN, ACTIONS.c.ended_at < time.time() - _CUT_OFF_SECONDS),
     )
+    for_node = sa.and_(ACTIONS.c.action.in_(OF_THE_NODE), free)
     with store.engine.connect() as db:
-        row = db.execute(sa.select(ACTIONS).where(free).order_by(ACTIONS.c.id).limit(1)).mappings().first()
+        row = db.execute(sa.select(ACTIONS).where(for_node).order_by(ACTIONS.c.id).limit(1)).mappings().first()
     if row is None:
         return None
     with store.engine.begin() as db:
@@ -79,10 +101,10 @@ def take(store: Store) -> Action | None:
 
 
 def end(store: Store, number: int, state: str, *, said: str = "", study: str = "") -> None:
-    """Say how it ended."""
+    """Say how what was taken up ended. What has ended already stays as it is."""
     with store.engine.begin() as db:
         values = {"state": state, "said": said, "study": study, "ended_at": time.time()}
-        db.execute(sa.update(ACTIONS).where(ACTIONS.c.id == number).values(**values))
+        db.execute(sa.update(ACTIONS).where(ACTIONS.c.id == number, ACTIONS.c.state == TAKEN).values(**values))
 
 
 def find(store: Store, number: int) -> Action | None:

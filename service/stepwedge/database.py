@@ -21,6 +21,7 @@ from stepwedge.settings import Settings
 from stepwedge.store import Store, make_engine
 
 _CONNECT_SECONDS = 10
+_SILENT_SECONDS = 30  # after which a server that acknowledges nothing is away (tcp_user_timeout of libpq)
 _DRIVER = "postgresql+psycopg"
 
 
@@ -71,7 +72,8 @@ def store_url(settings: Settings) -> sa.URL:
     url = public_url(settings)
     if not is_shared(settings):
         return url
-    url = url.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)}) if not url.query else url
+    limits = {"connect_timeout": str(_CONNECT_SECONDS), "tcp_user_timeout": str(_SILENT_SECONDS * 1000)}
+    url = url.update_query_dict(limits) if not url.query else url
     return url.set(password=password(settings))
 
 
@@ -82,12 +84,18 @@ def queue_url(settings: Settings) -> str:
     return f"sqlite:///{settings.queue_file}"
 
 
-def open_store(settings: Settings) -> Store:
-    """Open or create the database. Raises StepwedgeError where it cannot be reached, without its password."""
+def open_store(settings: Settings, *, statement_seconds: float | None = None) -> Store:
+    """Open or create the database. Raises StepwedgeError where it cannot be reached, without its password.
+
+    ``statement_seconds`` is after how long a PostgreSQL gives up what it is asked, for those who cannot wait longer.
+    """
     if not is_shared(settings):
         return Store.open_file(settings.database_file)
     with _answering(settings):
-        return Store(store_url(settings), upgrade=settings.database.upgrade_at_start)
+        store = Store(store_url(settings), upgrade=settings.database.upgrade_at_start)
+        if statement_seconds is not None:
+            store.limit_statements(statement_seconds)
+        return store
 
 
 def read_tables(settings: Settings) -> Tables:

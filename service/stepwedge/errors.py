@@ -71,3 +71,11 @@ def describe_validation(where: str, error: ValidationError) -> str:
         found = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
         lines.append(f"{where}: {field}: {item['msg']}{found}")
     return "\n".join(lines)
+
+
+def where(error: BaseException) -> str:
+    """Module and line of an error: enough to find it, and none of the values that its message may quote."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace else ""

@@ -30,7 +30,7 @@ from stepwedge.identity import load_site
 from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
 from stepwedge.page.app import HttpServer, build_app
-from stepwedge.page.desk import open_desk
+from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
 from stepwedge.page.routes import page_routes
 from stepwedge.pipeline import equip
 from stepwedge.policy import Policy, load_policy
@@ -208,10 +208,11 @@ def page(settings: Settings) -> int:
         raise SettingsError("http.port is null: the page has no port to answer on; name one")
     workflow.prepare_queue(settings)
     with ExitStack() as undo:
-        store = open_store(settings)
+        store = open_store(settings, statement_seconds=STATEMENT_SECONDS)
         undo.callback(store.close)
         desk = open_desk(settings, load_site(settings.data_dir, settings.site_key_file), store)
         undo.callback(desk.close)
+        desk.access.check()
         _be_ready(settings, store, "page", undo, {}, page_routes(desk))
         log.info("page_open", host=settings.http.host, port=settings.http.port, access=desk.access.kind)
         stop.wait()
@@ -220,7 +221,10 @@ def page(settings: Settings) -> int:
 
 
 def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int:
-    """Put failed units back into the queue; how many. Raises StepwedgeError for one that has not failed."""
+    """Put failed units back into the queue; how many. Raises StepwedgeError for one that has not failed.
+
+    What somebody else puts back meanwhile is not counted.
+    """
     if not names and not every:
         raise StepwedgeError("name the units to retry, as `stepwedge status` shows them, or say --all")
     workflow.prepare_queue(settings)
@@ -232,9 +236,7 @@ def retry_units(settings: Settings, names: Sequence[str], *, every: bool) -> int
             if name not in failed:
                 raise StepwedgeError(f"{name}: no failed unit has this name; `stepwedge status` shows them")
         chosen = list(failed.values()) if every else [failed[name] for name in names]
-        for unit in chosen:
-            workflow.retry(store, queue, unit)
-        return len(chosen)
+        return sum(workflow.retry(store, queue, unit) for unit in chosen)
     finally:
         queue.close()
         store.close()

@@ -194,11 +194,13 @@ def said_by_living(data_dir: Path, roles: str, name: str) -> set[str]:
 
 
 def at_work(data_dir: Path) -> str | None:
-    """A role that may receive or analyse in a data folder now, on any machine that shares it; None if none does."""
+    """A role that works in a data folder now, on any machine that shares it; None if none does."""
     if holder(data_dir) is not None:
         return "serve"
     roles = sorted(file.stem for file in (data_dir / "run").glob("*.json"))
-    return next((role for role in roles if role.startswith(("listen", "work")) and is_beating(data_dir, role)), None)
+    return next(
+        (role for role in roles if role.startswith(("listen", "work", "page")) and is_beating(data_dir, role)), None
+    )
 
 
 def clear(data_dir: Path, role: str) -> None:

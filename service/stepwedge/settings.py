@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -442,4 +443,8 @@ def _check_exposure(settings: Settings) -> None:
         raise SettingsError(
             "page.oidc.issuer is set, and page.oidc.client_id, page.oidc.roles or page.url is not: the provider needs "
             "to know who asks and where people come back to, and the page what they may do"
+        )
+    if oidc.issuer.startswith("http:") and urlsplit(oidc.issuer).hostname not in LOOPBACK:
+        raise SettingsError(
+            f"page.oidc.issuer is {oidc.issuer}: without https anybody on the way could say who signs in; give https"
         )

@@ -17,7 +17,7 @@ import structlog
 from stepwedge import metrics, reference, tracing
 from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
 from stepwedge.durable import is_full
-from stepwedge.errors import InferenceUnavailableError, StepwedgeError
+from stepwedge.errors import InferenceUnavailableError, StepwedgeError, where
 from stepwedge.identity import Site
 from stepwedge.observation import Observation
 from stepwedge.pipeline import Equipment
@@ -140,14 +140,6 @@ def fail(bench: Bench, unit: Unit, reason: str) -> str:
         # What went wrong came after the result, which may be on its way to a destination already.
         return _finish(bench, published)
     return _end_without_result(bench, unit, State.FAILED, reason)
-
-
-def where(error: BaseException) -> str:
-    """Module and line of an error: enough to find it, and none of the values that its message may quote."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}" if trace else ""
 
 
 def _analyse(bench: Bench, unit: Unit) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ __all__ = ["Delivery", "Quarantined", "Revision", "Store", "StoredInstance", "St
 
 # The lock that processes take on PostgreSQL for rows that are tailed.
 _ADDING_ROWS = 5_739_331
+
+# What is written in the same transaction as a change of some units.
+Beside = Callable[[sa.Connection, Sequence[Unit]], None]
 
 
 class Store:
@@ -67,6 +70,17 @@ class Store:
     def engine(self) -> sa.Engine:
         """The connections, for those who read or keep what is theirs alone."""
         return self._engine
+
+    def limit_statements(self, seconds: float) -> None:
+        """Let a PostgreSQL give up what takes longer, from now on: the upgrade of its tables took as long as it did."""
+
+        def limit(connection: Any, _record: Any) -> None:
+            connection.autocommit = True
+            connection.execute(f"SET statement_timeout = {round(seconds * 1000)}")
+            connection.autocommit = False
+
+        sa.event.listen(self._engine, "connect", limit)
+        self._engine.dispose()
 
     def close(self) -> None:
         """Close every connection."""
@@ -224,10 +238,7 @@ class Store:
     def _units(self, where: Any) -> list[Unit]:
         query = sa.select(UNITS).where(where).order_by(UNITS.c.created_at, UNITS.c.unit)
         with self._engine.connect() as db:
-            return [
-                Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
-                for row in db.execute(query).mappings()
-            ]
+            return [_unit(row) for row in db.execute(query).mappings()]
 
     def set_unit(self, unit: str, state: State, reasons: Sequence[str] = (), *, at: float | None = None) -> None:
         """Where a unit stands now. ``at`` is when it ended, for the states that are ends."""
@@ -238,15 +249,31 @@ class Store:
                 .values(state=str(state), reasons=list(reasons), ended_at=at)
             )
 
-    def retry_unit(self, unit: str) -> int:
-        """Put a unit back in the queue; how often that has been done, this time included."""
+    def retry_unit(self, unit: Unit, beside: Beside | None = None) -> Unit | None:
+        """Put a unit back in the queue; how it stands then, or None where it does not stand as given any more.
+
+        ``beside`` is done with it, or not at all.
+        """
+        as_given = sa.and_(UNITS.c.unit == unit.unit, UNITS.c.state == str(unit.state), UNITS.c.tries == unit.tries)
+        return next(iter(self._retry(as_given, beside)), None)
+
+    def retry_failed(self, before: float, limit: int, beside: Beside) -> list[Unit]:
+        """Put some of the units that failed before a time back in the queue: those. ``beside`` as in ``retry_unit``."""
+        failed = sa.and_(
+            UNITS.c.state == str(State.FAILED), sa.or_(UNITS.c.ended_at.is_(None), UNITS.c.ended_at <= before)
+        )
+        return self._retry(
+            sa.and_(failed, UNITS.c.unit.in_(sa.select(UNITS.c.unit).where(failed).limit(limit))), beside
+        )
+
+    def _retry(self, where: sa.ColumnElement[bool], beside: Beside | None) -> list[Unit]:
+        again = sa.update(UNITS).where(where).returning(UNITS)
         with self._engine.begin() as db:
-            db.execute(
-                sa.update(UNITS)
-                .where(UNITS.c.unit == unit)
-                .values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=UNITS.c.tries + 1)
-            )
-            return int(db.execute(sa.select(UNITS.c.tries).where(UNITS.c.unit == unit)).scalar_one())
+            rows = db.execute(again.values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=UNITS.c.tries + 1))
+            units = [_unit(row) for row in rows.mappings()]
+            if units and beside is not None:
+                beside(db, units)
+        return units
 
     def restore_unit(self, unit: Unit) -> None:
         """Write a unit as it is, when the database is rebuilt."""
@@ -287,6 +314,18 @@ class Store:
                 DELIVERIES.c.unit == unit, DELIVERIES.c.destination == destination
             )
             return int(db.execute(query).scalar_one())
+
+    def send_again(self, unit: Unit, destination: str, *, at: float, beside: Beside) -> bool:
+        """Let a delivery that is withheld be tried anew. False, and nothing is changed, where it is not."""
+        withheld = sa.and_(
+            DELIVERIES.c.unit == unit.unit, DELIVERIES.c.destination == destination, DELIVERIES.c.state == "withheld"
+        )
+        again = sa.update(DELIVERIES).where(withheld).values(state="pending", error="", updated_at=at)
+        with self._engine.begin() as db:
+            changed = bool(db.execute(again).rowcount)
+            if changed:
+                beside(db, [unit])
+        return changed
 
     def deliveries(self, *, unit: str | None = None, state: str | None = None) -> list[Delivery]:
         """Deliveries of a unit, or in a state."""
@@ -422,6 +461,10 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", prepare_sqlite)
     return engine
+
+
+def _unit(row: Mapping[Any, Any]) -> Unit:
+    return Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
 
 
 def _unit_row(unit: Unit) -> dict[str, Any]:

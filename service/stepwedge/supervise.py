@@ -22,11 +22,12 @@ import yaml
 from stepwedge import clock, metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
 from stepwedge.database import open_store, watch_variables
+from stepwedge.errors import SettingsError
 from stepwedge.identity import load_site
 from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
 from stepwedge.page.app import HttpServer, build_app
-from stepwedge.page.desk import open_desk
+from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
 from stepwedge.page.routes import page_routes
 from stepwedge.policy import Policy
 from stepwedge.roles import described
@@ -77,9 +78,15 @@ class Supervisor:
         settings = self._settings
         site = load_site(settings.data_dir, settings.site_key_file)
         workflow.prepare_queue(settings)
-        store = open_store(settings)
+        store = open_store(settings, statement_seconds=STATEMENT_SECONDS)
         watch = clock.ClockWatch(store, "serve")
         desk = open_desk(settings, site, store) if settings.http.port is not None else None
+        if desk is not None:
+            try:
+                desk.access.check()
+            except SettingsError as error:
+                # The page says so too. The node receives and analyses all the same.
+                log.error("nobody_can_sign_in", error=str(error))
         server: HttpServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)

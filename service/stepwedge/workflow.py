@@ -28,7 +28,7 @@ from stepwedge.records import State
 from stepwedge.room import Room
 from stepwedge.settings import Settings, Worker
 from stepwedge.steps import Bench
-from stepwedge.store import Delivery, Store, Unit
+from stepwedge.store import Beside, Delivery, Store, Unit
 
 log = structlog.get_logger()
 
@@ -209,9 +209,9 @@ class WorkQueue:
             steps.fail(self._bench, unit, "internal_error")
             return 0
         if last:
-            self._bench.store.retry_unit(unit.unit)
-            unit = self._bench.store.unit(name)
-            assert unit is not None
+            unit = self._bench.store.retry_unit(unit)
+            if unit is None:
+                return 0  # it went on while we looked
         _enqueue(ANALYSES, self._workflows[ANALYSE], analysis_id(unit), (unit.unit, 0))
         return 1
 
@@ -229,12 +229,15 @@ class WorkQueue:
         return 1
 
 
-def retry(store: Store, queue: QueueClient, unit: Unit) -> None:
-    """Put a failed unit back into the queue."""
-    store.retry_unit(unit.unit)
-    again = store.unit(unit.unit)
-    assert again is not None
-    queue.enqueue(again)
+def retry(store: Store, queue: QueueClient, unit: Unit, beside: Beside | None = None) -> bool:
+    """Put a failed unit back into the queue. False, and nothing is done, where it does not stand as given any more.
+
+    ``beside`` is written with it, or not at all.
+    """
+    again = store.retry_unit(unit, beside)
+    if again is not None:
+        queue.enqueue(again)
+    return again is not None
 
 
 def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable[..., None]]:

@@ -114,7 +114,7 @@ def test_somebody_of_a_known_group_signs_in_at_the_provider_and_is_named_by_a_ha
         page.goto("/actions")
         assert "oidc:" in page.locator("main").inner_text()
         (cookie,) = [each for each in page.context.cookies() if each["name"] == "stepwedge_session"]
-        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/sign-in")
         page.goto("/")

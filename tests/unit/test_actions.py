@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from postgresql import PostgreSQL, with_password
 from stepwedge import actions
-from stepwedge.actions import DISCARD, DONE, REFUSED, RELEASE, RETRY
+from stepwedge.actions import DISCARD, DONE, REFUSED, RELEASE, RETRY, TAKEN
+from stepwedge.errors import StepwedgeError
 from stepwedge.schema import ACTIONS
 from stepwedge.store import Store
 
@@ -29,7 +30,8 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
 def test_what_is_asked_for_is_taken_once_and_ends(store: Store) -> None:
     number = actions.ask(store, RELEASE, "digest", who="ann")
     assert actions.ask(store, RELEASE, "digest", who="bob") == number, "it is asked for already"
-    assert actions.ask(store, DISCARD, "digest", who="bob") == number, "and not the contrary of it"
+    with pytest.raises(StepwedgeError, match="ann has asked for something else already"):
+        actions.ask(store, DISCARD, "digest", who="bob")
     taken = actions.take(store)
     assert taken is not None
     assert (taken.action, taken.subject, taken.who) == (RELEASE, "digest", "ann")
@@ -39,6 +41,8 @@ def test_what_is_asked_for_is_taken_once_and_ends(store: Store) -> None:
     assert ended is not None
     assert (ended.state, ended.said) == ("refused", "bad_uid")
     assert ended.ended_at is not None
+    actions.end(store, number, DONE)
+    assert actions.find(store, number) == ended, "another node, which had it too, is late"
     assert actions.ask(store, RELEASE, "digest", who="ann") > number, "it may be asked for again"
 
 
@@ -59,4 +63,7 @@ def test_what_was_done_is_listed_newest_first_and_by_study(store: Store) -> None
     assert [each.who for each in actions.of_study(store, "a", 10)] == ["ann"]
     assert actions.about(store, ["unit-1", "unit-3"])["unit-1"].state == DONE
     assert actions.about(store, []) == {}
+    actions.note(store, RETRY, "unit-3", who="bob", state=TAKEN)
+    with store.engine.begin() as db:
+        db.execute(sa.update(ACTIONS).values(ended_at=time.time() - 120))
     assert actions.take(store) is None, "nothing of that is for the DICOM node"

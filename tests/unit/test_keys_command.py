@@ -59,7 +59,7 @@ def test_late_images_and_repeated_sends_of_a_study_find_it_after_a_rotation(
         assert {study.study for study in node.store.studies()} == {old.study, new.study}
 
 
-@pytest.mark.parametrize("role", ["listen", "work"])
+@pytest.mark.parametrize("role", ["listen", "work", "page"])
 def test_no_key_is_changed_under_a_role_that_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str
 ) -> None:

@@ -38,6 +38,16 @@ def test_a_postgresql_is_the_database_and_the_queue(tmp_path: Path, postgresql: 
     assert sa.make_url(database.queue_url(given)).password == PASSWORD
 
 
+def test_who_cannot_wait_has_a_postgresql_give_up_a_statement(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    given = settings(tmp_path, url=postgresql.new_database(), password=PASSWORD)
+    store = database.open_store(given, statement_seconds=0.2)
+    for _ in range(2):
+        with pytest.raises(sa.exc.OperationalError, match="statement timeout"), store.engine.connect() as db:
+            db.execute(sa.text("SELECT pg_sleep(60)"))
+    assert store.counts()["units"] == {}
+    store.close()
+
+
 def test_the_password_can_come_from_the_environment(
     tmp_path: Path, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

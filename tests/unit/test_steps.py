@@ -409,13 +409,15 @@ class TestAnInferenceServerThatIsAway:
         steps.analyse(department.bench, unit)
         assert steps.give_up(department.bench, unit) == "failed"
         assert department.ended(unit) == ("failed", ("inference_unavailable",))
-        department.store.retry_unit(unit)
+        failed = department.store.unit(unit)
+        assert failed is not None
+        department.store.retry_unit(failed)
         department.change(equipment={department.digest: equipment})
         assert steps.analyse(department.bench, unit) == "reported"
-        failed, reported = department.observations()
-        assert (failed.unit, failed.state, failed.reasons) == (unit, "failed", ("inference_unavailable",))
+        first, reported = department.observations()
+        assert (first.unit, first.state, first.reasons) == (unit, "failed", ("inference_unavailable",))
         assert (reported.unit, reported.state, reported.reasons) == (unit, "reported", ())
-        assert failed.model_version == "1.0.0"
+        assert first.model_version == "1.0.0"
 
     def test_given_up_twice_in_one_try_it_is_observed_once(self, department: Department) -> None:
         unit = department.queue()
@@ -447,7 +449,9 @@ class TestAnUnexpectedError:
         assert steps.analyse(department.bench, unit) == "failed"
         assert department.ended(unit) == ("failed", ("instance_missing",))
         away.rename(file)
-        department.store.retry_unit(unit)
+        failed = department.store.unit(unit)
+        assert failed is not None
+        department.store.retry_unit(failed)
         assert steps.analyse(department.bench, unit) == "reported"
         assert [item.state for item in department.observations()] == ["failed", "reported"]
 

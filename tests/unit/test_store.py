@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from postgresql import PostgreSQL, with_password
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
@@ -142,9 +144,41 @@ def test_a_unit_goes_through_its_states_and_can_be_tried_again(store: Store) -> 
     failed = store.unit(UNIT.unit)
     assert failed == replace(UNIT, state=State.FAILED, reasons=("internal_error",), ended_at=130.0)
     assert store.oldest_waiting() is None
-    assert store.retry_unit(UNIT.unit) == 1
+    assert store.retry_unit(failed) == replace(UNIT, tries=1)
     assert store.unit(UNIT.unit) == replace(UNIT, tries=1)
+    assert store.retry_unit(failed) is None, "somebody was faster"
     assert store.counts()["units"] == {"queued": 1}
+
+
+def test_of_many_who_try_again_at_once_one_does(store: Store) -> None:
+    closed(store)
+    store.set_unit(UNIT.unit, State.FAILED, at=130.0)
+    failed = store.unit(UNIT.unit)
+    assert failed is not None
+    with ThreadPoolExecutor(6) as many:
+        done = list(many.map(store.retry_unit, [failed] * 6))
+    assert done.count(None) == 5
+    assert store.unit(UNIT.unit) == replace(UNIT, tries=1)
+
+
+def test_failed_units_are_tried_again_some_at_a_time_and_with_what_is_noted_or_not_at_all(store: Store) -> None:
+    for number in range(5):
+        at = float(number)
+        store.restore_unit(replace(UNIT, unit=f"u{number}", state=State.FAILED, ended_at=at))
+    noted: list[str] = []
+
+    def note(_db: sa.Connection, units: Sequence[Unit]) -> None:
+        noted.extend(unit.unit for unit in units)
+
+    def fail(_db: sa.Connection, _units: Sequence[Unit]) -> None:
+        raise StepwedgeError
+
+    with pytest.raises(StepwedgeError):
+        store.retry_failed(3.0, 2, fail)
+    assert len(store.units(states=[State.FAILED])) == 5
+    assert [len(store.retry_failed(3.0, 3, note)) for _ in range(3)] == [3, 1, 0]
+    assert sorted(noted) == ["u0", "u1", "u2", "u3"]
+    assert [unit.unit for unit in store.units(states=[State.FAILED])] == ["u4"], "it failed later"
 
 
 def test_a_unit_that_is_there_is_not_overwritten_by_a_rebuild(store: Store) -> None:

@@ -13,6 +13,7 @@ from instances import make_instance, received
 from spooled import Spooled, open_spool
 from stepwedge.cli import main
 from stepwedge.dicom.verified import reader_code
+from stepwedge.page.sessions import name_of
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_what_is_neither_is_refused(name: str, tmp_path: Path, capsys: pytest.Ca
         assert study(capsys, name)[0] == 2
 
 
-@pytest.mark.parametrize("words", [["1.2.3"], ["--reader", "Doe^Jane"]])
+@pytest.mark.parametrize("words", [["1.2.3"], ["--reader", "Doe^Jane"], ["--person", "jane"]])
 def test_where_there_is_no_node_none_is_made(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,3 +89,20 @@ def test_a_reader_has_the_code_that_labels_have(tmp_path: Path, capsys: pytest.C
     with open_spool(tmp_path / "data") as node:
         _, [row], _ = study(capsys, "--reader", "Doe^Jane")
         assert row == {"name": "Doe^Jane", "reader": reader_code(node.site, "Doe^Jane")}
+
+
+def test_who_signed_in_through_a_provider_has_the_name_that_actions_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_spool(tmp_path / "data") as node:
+        before = name_of(node.site, "https://id.example|jane")
+        assert study(capsys, "--person", "jane")[0] == 2
+        for name, value in (
+            ("PAGE__URL", "https://a.example"),
+            ("PAGE__OIDC__ISSUER", "https://id.example/"),
+            ("PAGE__OIDC__CLIENT_ID", "a"),
+            ("PAGE__OIDC__ROLES", '{"it": "operator"}'),
+        ):
+            monkeypatch.setenv(f"STEPWEDGE_{name}", value)
+        _, [row], _ = study(capsys, "--person", "jane")
+        assert row == {"subject": "jane", "who": before}

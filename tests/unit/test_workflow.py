@@ -315,7 +315,10 @@ def test_without_an_inference_server_a_unit_fails_in_the_end_and_a_retry_reports
         assert department.lines("runs") == ["first"] * department.settings.worker.analysis_attempts
         away.unlink()
         with closing(workflow.QueueClient(department.settings)) as client:
-            workflow.retry(department.store, client, unit)
+            failed = department.store.unit(unit.unit)
+            assert failed is not None
+            assert workflow.retry(department.store, client, failed)
+            assert not workflow.retry(department.store, client, failed), "it has not failed any more"
         department.until(department.nothing_waits, "the work is done")
     assert department.state(unit) == "reported"
     assert department.lines("sent.pacs") == [unit.unit]

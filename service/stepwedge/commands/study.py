@@ -1,4 +1,4 @@
-"""``stepwedge study``: from a Study Instance UID to the node's name of it, and back; the same for a reader's name."""
+"""``stepwedge study``: from a Study Instance UID to the node's name of it, and back; also of a reader, or a person."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--reader", action="store_true", help="names of verifying observers, to the codes that labels have"
     )
+    parser.add_argument(
+        "--person",
+        action="store_true",
+        help="subjects at the OpenID provider (page.oidc.issuer), to the names that the page's actions have",
+    )
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -55,7 +60,8 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = configured(options, "study")
     names = list(_named(options.names))
-    found: Sequence[dict[str, Any] | None] = readers(settings, names) if options.reader else look_up(settings, names)
+    look = people if options.person else readers if options.reader else look_up
+    found: Sequence[dict[str, Any] | None] = look(settings, names)
     status = 0
     for name, row in zip(names, found, strict=True):
         if row is None:
@@ -124,6 +130,26 @@ def readers(settings: Settings, names: list[str]) -> list[dict[str, Any]]:
         code, *older = [reader_code(each, name) for each in site.each()]
         # Labels of studies that came under an older key name readers under that one.
         found.append({"name": name, "reader": code} | ({"older": older} if older else {}))
+    return found
+
+
+def people(settings: Settings, subjects: list[str]) -> list[dict[str, Any]]:
+    """The names that the page gives to who signs in through the OpenID provider, under the current and older keys.
+
+    Raises StepwedgeError if there is no node here, or no provider is set.
+    """
+    from stepwedge.identity import load_site
+    from stepwedge.page.sessions import name_of
+
+    _must_be_there(settings)
+    issuer = settings.page.oidc.issuer.rstrip("/")
+    if not issuer:
+        raise StepwedgeError("page.oidc.issuer is not set: nobody signs in through an OpenID provider here")
+    site = load_site(settings.data_dir, settings.site_key_file)
+    found: list[dict[str, Any]] = []
+    for subject in subjects:
+        name, *older = [name_of(each, f"{issuer}|{subject}") for each in site.each()]
+        found.append({"subject": subject, "who": name} | ({"older": older} if older else {}))
     return found
 
 

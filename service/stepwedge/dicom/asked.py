@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stepwedge import actions
 from stepwedge.actions import DISCARD, DONE, REFUSED, Action
 from stepwedge.dicom.spool import InstanceSpool
-from stepwedge.errors import StepwedgeError, UnusableInstanceError
+from stepwedge.errors import StepwedgeError, UnusableInstanceError, where
 from stepwedge.store import Store
 
 log = structlog.get_logger()
@@ -42,6 +42,9 @@ def _do(asked: Action, spool: InstanceSpool, store: Store) -> None:
         said = str(error)
     except (OSError, SQLAlchemyError) as error:
         said = f"the disk or the database failed ({type(error).__name__}); try again"
+    except Exception as error:  # noqa: BLE001 - the edge of the role: one object must not end this for all others
+        said = "an error of ours; the log of the DICOM node names it"
+        log.error("request_failed", action=asked.action, error=type(error).__name__, where=where(error))
     else:
         actions.end(store, asked.id, DONE, study=study)
         log.info("request_done", action=asked.action, digest=asked.subject, study=study, who=asked.who)

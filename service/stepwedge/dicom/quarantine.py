@@ -10,6 +10,7 @@ when the setting that kept it out was changed; it is refused again where nothing
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -43,12 +44,6 @@ class Quarantine:
         self._settings, self._store, self._write = settings, store, write
         self.folder = settings.data_dir / "spool" / "quarantine"
         self._lock = threading.Lock()
-        self._files, self._bytes = 0, 0
-
-    def count(self) -> None:
-        """Count what is kept."""
-        kept = [file.stat().st_size for file in self.folder.glob("*.dcm")]
-        self._files, self._bytes = len(kept), sum(kept)
 
     def index(self) -> None:
         """Index what the index lacks. What cannot be read is named in the log and left where it is."""
@@ -96,7 +91,7 @@ class Quarantine:
         UnusableInstanceError
             If it is refused again; it is kept.
         StepwedgeError
-            If it is not kept here, or no longer what was received.
+            If it is not kept here, no longer what was received, or larger than is received now.
         SpoolFullError, OSError, SQLAlchemyError
             As the intake does; it is kept.
         """
@@ -107,6 +102,8 @@ class Quarantine:
             raise StepwedgeError("it is not kept in quarantine any more") from None
         if hashlib.sha256(received.data).hexdigest() != digest:
             raise StepwedgeError("the file in quarantine is no longer what was received; discard it")
+        if len(received.data) > self._settings.node.maximum_instance_bytes:
+            raise StepwedgeError("it is larger than node.maximum_instance_bytes; raise that, or discard it")
         taken = take_in(received)
         self.discard(digest)
         return taken
@@ -116,13 +113,10 @@ class Quarantine:
         if _DIGEST.fullmatch(digest):
             file = self._file(digest)
             with self._lock:
-                size = file.stat().st_size if file.exists() else None
                 # First what the index would be made again from.
                 file.with_suffix(".json").unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
                 sync_folder(self.folder)
-                if size is not None:
-                    self._files, self._bytes = self._files - 1, self._bytes - size
         self._store.forget_quarantined(digest)
 
     def _file(self, digest: str) -> Path:
@@ -133,7 +127,8 @@ class Quarantine:
 
     def _keep_file(self, file: Path, received: Received, error: UnusableInstanceError, now: float) -> bool:
         spool, size = self._settings.spool, len(received.data)
-        if self._files >= spool.quarantine_files or self._bytes + size > spool.quarantine_bytes:
+        files, kept_bytes = self._kept()
+        if files >= spool.quarantine_files or kept_bytes + size > spool.quarantine_bytes:
             return False
         sender = clean_title(received.sender)
         # UIDs that are none stay out of the file meta information; the data set says them.
@@ -161,6 +156,12 @@ class Quarantine:
         except (OSError, SpoolFullError):
             file.unlink(missing_ok=True)
             return False
-        self._files += 1
-        self._bytes += len(meta) + size
         return True
+
+    def _kept(self) -> tuple[int, int]:
+        """How many files and bytes are kept; counted each time, because other listeners share the folder."""
+        sizes = []
+        for file in self.folder.glob("*.dcm"):
+            with contextlib.suppress(FileNotFoundError):  # discarded this moment
+                sizes.append(file.stat().st_size)
+        return len(sizes), sum(sizes)

@@ -108,7 +108,6 @@ class InstanceSpool:
             file.unlink()
         for folder in (self.root, self.root.parent):
             sync_folder(folder)
-        self.quarantine.count()
         self.free_bytes()
 
     def free_bytes(self) -> int:

@@ -12,6 +12,8 @@ Whatever the way, a form counts only with the secret of the browser's own sessio
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -40,8 +42,10 @@ _PROXIED = (
     "This page is open to this machine alone, and a proxy hands on a request of another one: set page.tokens_file or "
     "page.oidc in the settings, and start the service anew."
 )
+_RENEW_SECONDS = 60.0  # a cookie is written again when it is older, so that one that was taken back stays so
+_WALL = "/wall"
 _HERE = "this-machine"  # who acts where nobody has to sign in
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+_FORWARDED = ("forwarded", "via", "x-real-ip")
 
 
 class RefusedError(Exception):
@@ -60,6 +64,7 @@ class Visitor:
     role: Role | None
     session: Session | None
     is_new: bool = False  # the session is not in the browser yet
+    renews: bool = False  # this request lets it go on
 
     def may(self, role: Role) -> bool:
         """Whether what needs a role may be done."""
@@ -70,12 +75,9 @@ class Access:
     """Decides by the settings. Safe for threads."""
 
     def __init__(self, settings: Settings, site: Site) -> None:
-        """Raises SettingsError for a file of tokens or a secret that cannot be read."""
         self._page, self._http = settings.page, settings.http
         self.key = session_key(site)
         self.tokens = TokenFile(settings.page.tokens_file) if settings.page.tokens_file else None
-        if self.tokens is not None:
-            self.tokens.now()
         self.provider = Provider(settings.page) if settings.page.oidc.issuer else None
         if self.tokens is not None or self.provider is not None:
             self.kind: Kind = "signed"
@@ -83,9 +85,18 @@ class Access:
             # A public address says that a proxy on this machine hands on requests of others.
             public = _host(urlsplit(settings.page.url).netloc) or "localhost"
             self.kind = "open" if {settings.http.host, public} <= LOOPBACK else "closed"
+        public_name = _host(urlsplit(settings.page.url).netloc)
+        self._names = {public_name} if public_name else {*LOOPBACK, settings.http.host}
         self.secure = settings.page.url.startswith("https://")
         self.sign_ins = Limit(settings.page.sign_ins_per_minute)
         self.posts = Limit(settings.page.posts_per_minute)
+
+    def check(self) -> None:
+        """Raises SettingsError for a file of tokens or a secret that cannot be read; until it can, nobody signs in."""
+        if self.tokens is not None:
+            self.tokens.now()
+        if self.provider is not None:
+            self.provider.check()
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,9 +113,10 @@ class Access:
         if self.kind == "closed":
             raise RefusedError("not_configured", 403, CLOSED)
         self._check_host(request)
-        if self.kind == "open" and any(name in request.headers for name in _FORWARDED):
-            raise RefusedError("proxied", 403, _PROXIED)
-        if "authorization" in request.headers and self.tokens is not None:
+        if self.kind == "open":
+            self._check_near(request)
+        # Other schemes are a proxy's own.
+        if request.headers.get("authorization", "").lower().startswith("bearer ") and self.tokens is not None:
             return self._program(request, self.tokens)
         session = from_cookie(
             self.key,
@@ -115,12 +127,17 @@ class Access:
         is_new = session is None
         session = session or new_session()
         if self.kind == "open":
-            return Visitor(who=_HERE, role="operator", session=session, is_new=is_new)
-        return Visitor(who=session.who, role=self._role(session), session=session, is_new=is_new)
+            return Visitor(who=_HERE, role="operator", session=session, is_new=is_new, renews=True)
+        role = self._role(session)
+        # Nobody is at a page that loads itself again; and a screen on the wall is for that alone.
+        alone = "auto" in request.query_params and not (request.url.path == _WALL and role == "viewer")
+        old = time.time() - session.seen > min(_RENEW_SECONDS, self.idle_seconds / 4)
+        renews = is_new or (old and not alone)
+        return Visitor(who=session.who, role=role, session=session, is_new=is_new, renews=renews)
 
     def check_form(self, request: Request, visitor: Visitor, form: Mapping[str, str]) -> None:
         """Raises RefusedError for a form that no page of ours sent, and for one client's too many."""
-        self.hold_back(self.posts, request, f"{self.client(request)}|{visitor.who}")
+        self.hold_back(self.posts, request, visitor.who)
         if visitor.session is None:
             return  # a program: no browser adds its token by itself
         if not self._is_from_here(request):
@@ -133,22 +150,25 @@ class Access:
                 "Refused: the form is of another session, or too old. Load the page again and repeat.",
             )
 
-    def hold_back(self, limit: Limit, request: Request, client: str = "") -> None:
+    def hold_back(self, limit: Limit, request: Request, who: str = "") -> None:
         """Raises RefusedError for a client that asks too often."""
-        wait = limit.wait(client or self.client(request))
+        wait = limit.wait(f"{_network(self.client(request))}|{who}")
         if wait > 0:
             raise RefusedError("too_many", 429, "Too many requests within a minute. Wait a little.", wait=wait)
 
     def client(self, request: Request) -> str:
-        """The address that asks; of a trusted proxy, the one that it names."""
+        """The address that asks; of a trusted proxy, the one that it names, past other trusted ones."""
         address = request.client.host if request.client else ""
-        if address in self._page.trusted_proxies:
-            address = request.headers.get("x-forwarded-for", address).rpartition(",")[2].strip()
-        return address[:64]
+        named = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
+        while named and address in self._page.trusted_proxies:
+            nearer = named.pop().strip()
+            if not _is_address(nearer):
+                break
+            address = nearer
+        return address
 
     def _program(self, request: Request, tokens: TokenFile) -> Visitor:
-        scheme, _, token = request.headers["authorization"].partition(" ")
-        entry = _entry(tokens, token.strip()) if scheme.lower() == "bearer" else None
+        entry = _entry(tokens, request.headers["authorization"].partition(" ")[2].strip())
         if entry is None:
             self.hold_back(self.sign_ins, request)
             raise RefusedError("wrong_token", 401, "Refused: this is none of the tokens in page.tokens_file.")
@@ -157,7 +177,8 @@ class Access:
     def _role(self, session: Session) -> Role | None:
         """What a session may do now: of a token, as long as the file has it."""
         if session.how == "oidc" and self.provider is not None:
-            return next((role for role in ROLES if role == session.role), None)
+            known_role = next((role for role in ROLES if role == session.role), None)
+            return known_role if session.proof == self.provider.proof else None
         if session.how == "token" and self.tokens is not None:
             try:
                 known = {(entry.name, entry.proof): entry.role for entry in self.tokens.now()}
@@ -168,17 +189,28 @@ class Access:
 
     def _check_host(self, request: Request) -> None:
         """Against pages of others that reach us under a name of theirs (DNS rebinding)."""
-        known = {*LOOPBACK, self._http.host}
-        if self._page.url:
-            known.add(_host(urlsplit(self._page.url).netloc))
-        elif self._http.host not in LOOPBACK:
+        if not self._page.url and self._http.host not in LOOPBACK:
             return  # any of the machine's names; nobody is signed in under another
-        if _host(request.headers.get("host", "")) not in known:
+        if _host(request.headers.get("host", "")) not in self._names:
             raise RefusedError(
                 "foreign_host",
                 421,
                 "Refused: this service is not known by that name; page.url in the settings names it.",
             )
+
+    def _check_near(self, request: Request) -> None:
+        """Against others who come through a proxy, as far as one can be recognised, and pages of other sites."""
+        came_from = request.headers.get("referer")
+        if (
+            any(name in _FORWARDED or name.startswith("x-forwarded-") for name in request.headers)
+            or request.scope.get("http_version") == "1.0"  # no browser's; what nginx speaks where it is not told
+            or (came_from and _host(urlsplit(came_from).netloc) not in self._names)
+        ):
+            raise RefusedError("proxied", 403, _PROXIED)
+        if request.headers.get("sec-fetch-site") == "cross-site" and (
+            request.headers.get("sec-fetch-mode") != "navigate"
+        ):
+            raise RefusedError("foreign_origin", 403, "Refused: a page of another site asks for this.")
 
     def _is_from_here(self, request: Request) -> bool:
         site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
@@ -213,6 +245,22 @@ def unreadable(error: SettingsError) -> RefusedError:
     """What is said while the tokens cannot be read; the log says why."""
     log.error("tokens_unreadable", error=str(error))
     return RefusedError("tokens_unreadable", 503, "Nobody can sign in now: page.tokens_file cannot be read.")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _network(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the network of an IPv6 one, of which a machine has any number."""
+    bare = address.partition("%")[0]
+    if not _is_address(bare) or ipaddress.ip_address(bare).version == 4:
+        return address
+    return str(ipaddress.ip_network((bare, 64), strict=False))
 
 
 def _host(netloc: str) -> str:

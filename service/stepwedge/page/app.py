@@ -72,7 +72,8 @@ def build_app(
         MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
     registry.register(_StoreCollector(store))
 
-    def livez(_: Request) -> Response:
+    # On the event loop itself: it answers however busy the threads are.
+    async def livez(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     def readyz(_: Request) -> Response:
@@ -87,7 +88,9 @@ def build_app(
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     own = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
-    return Starlette(routes=[*own, *routes])
+    app = Starlette(routes=[*own, *routes])
+    app.router.redirect_slashes = False  # it would lead on to whatever host the request names
+    return app
 
 
 class HttpServer:

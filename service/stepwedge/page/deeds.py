@@ -17,45 +17,55 @@ log = structlog.get_logger()
 
 _WAIT_SECONDS = 4.0  # for the DICOM node, before the page says that it is still to do it
 _LOOK_SECONDS = 0.1
+_BLOCK = 500  # units that are put back in one transaction, so that nobody else waits long
 
 
 def retry(desk: Desk, name: str, who: str) -> str:
     """Put a failed unit back into the queue; the study. Raises StepwedgeError where it has not failed."""
     unit = desk.store.unit(name)
-    if unit is None or unit.state is not State.FAILED:
+    noted = actions.noting(RETRY, who=who)
+    if unit is None or unit.state is not State.FAILED or not workflow.retry(desk.store, desk.queue(), unit, noted):
         raise StepwedgeError("This unit is not failed any more: somebody, or the service, was faster.")
-    workflow.retry(desk.store, desk.queue(), unit)
-    _noted(desk, RETRY, name, who, study=unit.study)
+    _told(RETRY, name, who)
     return unit.study
 
 
 def retry_all(desk: Desk, who: str) -> int:
-    """Put every failed unit back into the queue; how many."""
-    failed = desk.store.units(states=[State.FAILED])
-    for unit in failed:
-        workflow.retry(desk.store, desk.queue(), unit)
-        _noted(desk, RETRY, unit.unit, who, study=unit.study)
-    return len(failed)
+    """Let the workers take up every failed unit again; how many.
+
+    They look every few seconds for units that are in no queue. What fails anew meanwhile is left as it is.
+    """
+    began, count = time.time(), 0
+    noted = actions.noting(RETRY, who=who)
+    while units := desk.store.retry_failed(began, _BLOCK, noted):
+        count += len(units)
+        _told(RETRY, f"{len(units)} units", who, count=len(units))
+    return count
 
 
 def send_again(desk: Desk, name: str, destination: str, who: str) -> str:
     """Let a worker send a result that was withheld, if nothing is against it any more; the study.
 
-    Workers look every few seconds for deliveries that are in no queue. Raises StepwedgeError where it is not withheld.
+    Workers look every few seconds for deliveries that are in no queue. Raises StepwedgeError where it is not withheld,
+    or a newer revision answers for the study.
     """
     unit = desk.store.unit(name)
-    held = [each for each in desk.store.deliveries(unit=name) if each.destination == destination]
-    if unit is None or not held or held[0].state != "withheld":
+    study = desk.store.study(unit.study) if unit is not None else None
+    if unit is None or study is None:
+        raise StepwedgeError("This node has no unit of this name.")
+    if unit.revision != study.revision:
+        raise StepwedgeError("A newer revision of this study has taken the place of this result.")
+    noted = actions.noting(SEND_AGAIN, who=who, destination=destination)
+    if not desk.store.send_again(unit, destination, at=time.time(), beside=noted):
         raise StepwedgeError("This result is not withheld any more.")
-    desk.store.set_delivery(name, destination, "pending", at=time.time())
-    _noted(desk, SEND_AGAIN, f"{name} to {destination}", who, study=unit.study)
+    _told(SEND_AGAIN, f"{name} to {destination}", who)
     return unit.study
 
 
 def ask_node(desk: Desk, action: str, digest: str, who: str) -> str:
     """Have the DICOM node release or discard a quarantined object, and wait a moment for it; how it stands.
 
-    Raises StepwedgeError where there is no such object.
+    Raises StepwedgeError where there is no such object, or the contrary is asked for already.
     """
     assert action in (RELEASE, DISCARD)
     if not queries.is_quarantined(desk.store, digest):
@@ -76,17 +86,23 @@ def acknowledge(desk: Desk, alarm: str, who: str, *, adopt: bool) -> None:
     """Tell the monitor that somebody has seen an alarm. Raises StepwedgeError where it does not take that."""
     if not desk.neighbours.can_acknowledge:
         raise StepwedgeError("The monitor's token is not known here: set watch.token_file.")
+    known = desk.neighbours.monitor.read()
+    if known.value is None:
+        raise StepwedgeError(f"{known.problem[:1].upper()}{known.problem[1:]}.")
+    if alarm not in {each.alarm for model in known.value.models for each in model.alarms}:
+        raise StepwedgeError("The monitor has no such alarm any more.")
+    # First who wants it: the monitor may have taken it although no answer comes.
+    number = actions.note(desk.store, ACKNOWLEDGE, alarm[:255], who=who, state=TAKEN)
     try:
         desk.neighbours.acknowledge(alarm, by=who, adopt=adopt)
     except StepwedgeError as error:
-        _noted(desk, ACKNOWLEDGE, alarm, who, state=REFUSED, said=str(error))
+        actions.end(desk.store, number, REFUSED, said=str(error))
+        _told(ACKNOWLEDGE, alarm, who, state=REFUSED)
         raise
-    _noted(desk, ACKNOWLEDGE, alarm, who, said="made the new normal" if adopt else "")
+    actions.end(desk.store, number, DONE, said="made the new normal" if adopt else "")
+    _told(ACKNOWLEDGE, alarm, who)
 
 
-def _noted(
-    desk: Desk, action: str, subject: str, who: str, *, study: str = "", state: str = DONE, said: str = ""
-) -> None:
-    actions.note(desk.store, action, subject[:255], who=who, study=study, state=state, said=said)
-    metrics.PAGE_ACTIONS.labels(action, state).inc()
+def _told(action: str, subject: str, who: str, *, state: str = DONE, count: int = 1) -> None:
+    metrics.PAGE_ACTIONS.labels(action, state).inc(count)
     log.info("page_action", action=action, subject=subject, who=who, outcome=state)

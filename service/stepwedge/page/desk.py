@@ -9,9 +9,12 @@ from stepwedge import workflow
 from stepwedge.identity import Site
 from stepwedge.page.access import Access
 from stepwedge.page.neighbours import Neighbours
+from stepwedge.page.turns import Turns
 from stepwedge.settings import Settings
 from stepwedge.store import Store
 from stepwedge.workflow import QueueClient
+
+STATEMENT_SECONDS = 15.0  # a page that takes longer is of no use to whoever asked, and holds up others
 
 
 @dataclass(kw_only=True)
@@ -23,6 +26,7 @@ class Desk:
     store: Store
     access: Access
     neighbours: Neighbours
+    turns: Turns = field(default_factory=Turns)
     _queue: QueueClient | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -35,6 +39,7 @@ class Desk:
 
     def close(self) -> None:
         """Close every connection but the database's, which is another's."""
+        self.turns.close()
         self.access.close()
         self.neighbours.close()
         if self._queue is not None:
@@ -42,7 +47,7 @@ class Desk:
 
 
 def open_desk(settings: Settings, site: Site, store: Store) -> Desk:
-    """Ready for the page. Raises SettingsError for tokens or a secret that cannot be read."""
+    """Ready for the page; ``access.check`` says whether anybody can sign in."""
     return Desk(
         settings=settings, site=site, store=store, access=Access(settings, site), neighbours=Neighbours(settings)
     )

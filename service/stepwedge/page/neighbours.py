@@ -8,21 +8,25 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
+import structlog
 from pydantic import ValidationError
 
 from stepwedge.errors import SettingsError, StepwedgeError
 from stepwedge.page.said import VERSION, Brief
 from stepwedge.settings import Settings
 
+log = structlog.get_logger()
+
 _TIMEOUT_SECONDS = 2.0
 _KEEP_SECONDS = 4.0
 _REPORT_BYTES = 64 << 20
-_REPORT_SECONDS = 15.0
+_REPORT_SECONDS = 15.0  # that the monitor may be silent
+_REPORTS = 4  # handed on at once
 _REPORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.html")
 
 
@@ -64,6 +68,20 @@ class Asked(Generic[Value]):
             self._until = 0.0
 
 
+def parts(answer: httpx.Response) -> Iterator[bytes]:
+    """A report's bytes as they come; it ends early, and the log says so, where the monitor fails or sends no end."""
+    size = 0
+    try:
+        for part in answer.iter_bytes():
+            size += len(part)
+            if size > _REPORT_BYTES:
+                log.error("report_cut_off", error="too large", size=size)
+                return
+            yield part
+    except httpx.HTTPError as error:
+        log.error("report_cut_off", error=type(error).__name__, size=size)
+
+
 class Neighbours:
     """The monitor and the inference server."""
 
@@ -72,12 +90,19 @@ class Neighbours:
         self._token_file = settings.watch.token_file
         self._inference_url = settings.inference.base_url.rstrip("/")
         self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False)
+        # Connections of their own, and few: reports that nobody reads on hold up nothing else.
+        self._reports = httpx.Client(
+            timeout=httpx.Timeout(_TIMEOUT_SECONDS, read=_REPORT_SECONDS),
+            limits=httpx.Limits(max_connections=_REPORTS),
+            trust_env=False,
+        )
         self.monitor = Asked(self._ask_monitor)
         self.inference = Asked(self._ask_inference)
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        self._reports.close()
 
     @property
     def can_acknowledge(self) -> bool:
@@ -102,25 +127,28 @@ class Neighbours:
             raise StepwedgeError(f"the monitor says: {answer.text.strip()[:300]}")
         self.monitor.forget()
 
-    def report(self, name: str) -> bytes | None:
-        """One of Evidently's pages; None if there is none of this name. Raises StepwedgeError."""
+    def report(self, name: str) -> httpx.Response | None:
+        """One of Evidently's pages, still to be read with ``parts`` and closed; None if there is none of this name.
+
+        Raises StepwedgeError where the monitor does not give it.
+        """
         if not _REPORT_NAME.fullmatch(name):
             return None
-        parts, size = [], 0
         try:
-            with self._http.stream("GET", f"{self._url}/pages/{name}", timeout=_REPORT_SECONDS) as answer:
-                if answer.status_code == 404:
-                    return None
-                if not answer.is_success:
-                    raise StepwedgeError(f"the monitor answers HTTP {answer.status_code}")
-                for part in answer.iter_bytes():
-                    size += len(part)
-                    if size > _REPORT_BYTES:
-                        raise StepwedgeError("the report is too large to be handed on; see it at the monitor")
-                    parts.append(part)
+            answer = self._reports.send(self._reports.build_request("GET", f"{self._url}/pages/{name}"), stream=True)
+        except httpx.PoolTimeout:
+            raise StepwedgeError(f"{_REPORTS} reports are being loaded already; try again") from None
         except httpx.HTTPError as error:
             raise StepwedgeError(f"the monitor does not answer ({type(error).__name__})") from None
-        return b"".join(parts)
+        length = answer.headers.get("content-length", "0")
+        if answer.is_success and length.isdecimal() and int(length) <= _REPORT_BYTES:
+            return answer
+        answer.close()
+        if answer.is_success:
+            raise StepwedgeError("the report is too large to be handed on; see it at the monitor")
+        if answer.status_code == 404:
+            return None
+        raise StepwedgeError(f"the monitor answers HTTP {answer.status_code}")
 
     def _ask_monitor(self) -> Brief:
         said = self._get(f"{self._url}/status.json", "the monitor")

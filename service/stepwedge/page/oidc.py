@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import secrets
 import threading
 import time
@@ -20,14 +21,18 @@ from urllib.parse import quote_plus, urlencode
 
 import httpx
 import jwt
+import structlog
 
 from stepwedge.errors import SettingsError, StepwedgeError
 from stepwedge.settings import ROLES, Page, Role
+
+log = structlog.get_logger()
 
 CALLBACK = "/sign-in/callback"
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 _TIMEOUT_SECONDS = 10.0
 _LEEWAY_SECONDS = 60  # that the provider's clock may differ
+_AWAY_SECONDS = 3.0  # that a provider that did not answer is not asked again
 _KEEP_SECONDS = 3600.0  # that discovery and keys are kept; an unknown key is looked for at once
 
 
@@ -62,15 +67,27 @@ class Provider:
     """An OpenID provider. Safe for threads."""
 
     def __init__(self, page: Page) -> None:
-        """Raises SettingsError if the secret cannot be read."""
         self._settings = page.oidc
         self._redirect = page.url.rstrip("/") + CALLBACK
-        self._secret = _read_secret(page.oidc.client_secret_file)
         self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._keys: tuple[_Key, ...] = ()
+        self._keys_until = 0.0
         self._until = 0.0
+        self._discovering = threading.Lock()
+        self._away: SignInError | None = None
+
+    def check(self) -> None:
+        """Raises SettingsError if the secret cannot be read."""
+        _read_secret(self._settings.client_secret_file)
+
+    @property
+    def proof(self) -> str:
+        """What a session remembers of the settings that gave its role."""
+        said = self._settings
+        kept = json.dumps([said.issuer, said.client_id, said.roles_claim, said.roles], sort_keys=True)
+        return hashlib.sha256(kept.encode()).hexdigest()[:16]
 
     def close(self) -> None:
         """Close the connections."""
@@ -125,7 +142,7 @@ class Provider:
                 f"you are signed in at the OpenID provider, but none of your {self._settings.roles_claim} gives a role "
                 "here; whoever runs this service can name one in page.oidc.roles",
             )
-        return f"{claims['iss']}|{claims['sub']}", role
+        return f"{claims['iss'].rstrip('/')}|{claims['sub']}", role
 
     def _exchange(self, code: str, verifier: str) -> dict[str, Any]:
         asked = {
@@ -134,14 +151,19 @@ class Provider:
             "redirect_uri": self._redirect,
             "code_verifier": verifier,
         }
+        try:
+            secret = _read_secret(self._settings.client_secret_file)
+        except SettingsError as error:
+            log.error("nobody_can_sign_in", error=str(error))
+            raise SignInError("oidc_failed", "page.oidc.client_secret_file cannot be read here") from None
         supported = self._discovered().get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         by_header: httpx.BasicAuth | None = None
-        if self._secret and "client_secret_basic" in supported:
-            by_header = httpx.BasicAuth(quote_plus(self._settings.client_id), quote_plus(self._secret))
+        if secret and "client_secret_basic" in supported:
+            by_header = httpx.BasicAuth(quote_plus(self._settings.client_id), quote_plus(secret))
         else:
             asked["client_id"] = self._settings.client_id
-            if self._secret:
-                asked["client_secret"] = self._secret
+            if secret:
+                asked["client_secret"] = secret
         return self._json("POST", str(self._discovered()["token_endpoint"]), data=asked, auth=by_header)
 
     def _user(self, access_token: str, claims: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -156,31 +178,40 @@ class Provider:
 
     def _verified(self, token: str, nonce: str) -> dict[str, Any]:
         try:
-            key = self._key(jwt.get_unverified_header(token).get("kid"))
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key.key,
-                # Never one with a shared secret, and the key's own where it names one.
-                algorithms=[each for each in _ALGORITHMS if key.algorithm in (None, each)],
-                audience=self._settings.client_id,
-                issuer=str(self._discovered()["issuer"]),
-                leeway=_LEEWAY_SECONDS,
-                options={"require": ["iss", "sub", "aud", "exp", "iat"]},
-            )
-        except jwt.PyJWTError as error:
+            key_id = jwt.get_unverified_header(token).get("kid")
+            try:
+                claims = self._decoded(token, self._key(key_id))
+            except jwt.InvalidSignatureError:
+                # The provider may have another key of the same name by now.
+                claims = self._decoded(token, self._key(key_id, anew=True))
+        except (jwt.PyJWTError, TypeError) as error:  # TypeError: PyJWT's, for a key of another algorithm
             which = " ".join([type(error).__name__, getattr(error, "claim", "")]).strip()
             raise SignInError("oidc_failed", f"the OpenID provider's token does not hold ({which})") from None
         if not secrets.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
             raise SignInError("oidc_failed", "the OpenID provider's token is not of this attempt to sign in")
-        if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and claims.get("azp") != self._settings.client_id:
+        several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+        if (several or "azp" in claims) and claims.get("azp") != self._settings.client_id:
             raise SignInError("oidc_failed", "the OpenID provider's token was made for another application")
         return claims
 
-    def _key(self, key_id: str | None) -> _Key:
-        for again in (False, True):
+    def _decoded(self, token: str, key: _Key) -> dict[str, Any]:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key.key,
+            # Never one with a shared secret, and the key's own where it names one.
+            algorithms=[each for each in _ALGORITHMS if key.algorithm in (None, each)],
+            audience=self._settings.client_id,
+            issuer=str(self._discovered()["issuer"]),
+            leeway=_LEEWAY_SECONDS,
+            options={"require": ["iss", "sub", "aud", "exp", "iat"]},
+        )
+        return claims
+
+    def _key(self, key_id: str | None, *, anew: bool = False) -> _Key:
+        for again in (anew, True):
             with self._lock:
-                if not self._keys or again:
-                    self._keys = self._read_keys()
+                if again or time.monotonic() > self._keys_until:
+                    self._keys, self._keys_until = self._read_keys(), time.monotonic() + _KEEP_SECONDS
                 keys = self._keys
             found = [key for key in keys if key.id == key_id] or (keys if key_id is None and len(keys) == 1 else ())
             if found:
@@ -198,18 +229,27 @@ class Provider:
         return tuple(found)
 
     def _discovered(self) -> dict[str, Any]:
-        if not self._known or time.monotonic() > self._until:
-            issuer = self._settings.issuer.rstrip("/")
-            known = self._json("GET", f"{issuer}/.well-known/openid-configuration")
-            wanted = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
-            if any(not isinstance(known.get(name), str) for name in wanted):
-                raise SignInError("oidc_failed", f"{issuer} describes no OpenID provider")
-            if known["issuer"].rstrip("/") != issuer:
-                raise SignInError(
-                    "oidc_failed", f"page.oidc.issuer is {issuer}, and the provider calls itself otherwise"
-                )
-            self._known, self._until = known, time.monotonic() + _KEEP_SECONDS
-        return self._known
+        with self._discovering:
+            if time.monotonic() > self._until:
+                self._away, self._until = None, time.monotonic() + _KEEP_SECONDS
+                try:
+                    self._known = self._discover()
+                except SignInError as error:
+                    # Whoever comes next does not wait for it once more.
+                    self._away, self._until = error, time.monotonic() + _AWAY_SECONDS
+            if self._away is not None:
+                raise SignInError(self._away.outcome, str(self._away))
+            return self._known
+
+    def _discover(self) -> dict[str, Any]:
+        issuer = self._settings.issuer.rstrip("/")
+        known = self._json("GET", f"{issuer}/.well-known/openid-configuration")
+        wanted = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
+        if any(not isinstance(known.get(name), str) for name in wanted):
+            raise SignInError("oidc_failed", f"{issuer} describes no OpenID provider")
+        if known["issuer"].rstrip("/") != issuer:
+            raise SignInError("oidc_failed", f"page.oidc.issuer is {issuer}, and the provider calls itself otherwise")
+        return known
 
     def _json(self, method: str, url: str, **words: Any) -> dict[str, Any]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,6 @@ from stepwedge.store import Store
 ORDER = ("failed", "running", "queued", "deferred", "reported", "rejected")
 OPEN, NOT_ROUTED = "arriving", "not_routed"  # states of studies without units
 OF_DELIVERIES = ("pending", "withheld")
-_DESTINATIONS = 8  # that a study's results go to, at most, where a page of the list is to be full
 FILTERS = ("failed", "queued", "running", OPEN, "deferred", "reported", "rejected", NOT_ROUTED, *OF_DELIVERIES)
 
 
@@ -92,13 +92,17 @@ def list_studies(store: Store, state: str, after: Place | None, limit: int) -> l
     if after is not None:
         earlier = sa.and_(at == after.at, STUDIES.c.study < after.study)
         query = query.where(at <= after.at, sa.or_(at < after.at, earlier))
-    rows = limit * _DESTINATIONS if state in OF_DELIVERIES else limit
-    query = query.order_by(at.desc(), STUDIES.c.study.desc()).limit(rows)
+    query = query.order_by(at.desc(), STUDIES.c.study.desc()).limit(limit)
     found: dict[str, tuple[Place, Study]] = {}
     with store.engine.connect() as db:
-        for row in map(dict, db.execute(query).mappings()):
-            place = Place(at=float(row.pop("at")), study=str(row["study"]))
-            found.setdefault(place.study, (place, Study(**row)))
+        # A study with several deliveries comes several times: then one look does not fill the list.
+        for offset in itertools.count(0, limit):
+            rows = [dict(row) for row in db.execute(query.offset(offset)).mappings()]
+            for row in rows:
+                place = Place(at=float(row.pop("at")), study=str(row["study"]))
+                found.setdefault(place.study, (place, Study(**row)))
+            if len(found) >= limit or len(rows) < limit:
+                break
     return list(found.values())[:limit]
 
 

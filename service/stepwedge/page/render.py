@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def _made() -> jinja2.Environment:
         "mark": _mark,
         "moment": words.moment,
         "plural": _plural,
+        "quoted": shlex.quote,
         "reason": words.reason_text,
         "seconds": words.seconds_of,
         "size": words.size,

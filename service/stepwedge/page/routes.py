@@ -6,6 +6,8 @@ answer leaves with the same headers. Only what is asked for with POST changes or
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import math
 import re
@@ -15,24 +17,25 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
+import httpx
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from sqlalchemy import exc
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from stepwedge.actions import DISCARD, RELEASE
-from stepwedge.errors import StepwedgeError
+from stepwedge.errors import StepwedgeError, where
 from stepwedge.page import deeds, glance, queries, views
 from stepwedge.page.access import RefusedError, Visitor, refuse
 from stepwedge.page.desk import Desk
+from stepwedge.page.neighbours import parts
 from stepwedge.page.queries import Place
 from stepwedge.page.render import STYLE, render
-from stepwedge.page.sessions import COOKIE, to_cookie
-from stepwedge.page.signing_in import SIGN_IN, sign_in_routes
+from stepwedge.page.sessions import COOKIE
+from stepwedge.page.signing_in import SIGN_IN, keep, sign_in_routes
 from stepwedge.settings import Role
-from stepwedge.steps import where
 
 log = structlog.get_logger()
 
@@ -42,6 +45,7 @@ _HASH = re.compile(r"[0-9a-f]{32}")
 _BEGINNING = re.compile(r"[0-9a-f]{6,32}")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _LONGEST_UID = 64
+_READ_SECONDS = 60.0  # within which a report has to be read
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -61,6 +65,7 @@ _AWAY = "The database does not answer. Nothing that was acknowledged is lost; th
 # What is said above a page after something was done there.
 _SAID = {
     "retried": "Put back into the queue.",
+    "retried-all": "Put back. The workers take them up within half a minute.",
     "sent": "It will be sent within half a minute, if nothing is against it any more.",
     "done": "Done.",
     "refused": "Refused; the reason is beside it.",
@@ -225,7 +230,23 @@ def _report(asking: Asking) -> Response:
         raise RefusedError("monitor_away", 502, f"The report cannot be had: {error}.") from None
     if drawn is None:
         raise RefusedError("unknown", 404, "There is no such report, or not any more.")
-    return HTMLResponse(drawn, headers={"Content-Security-Policy": _DRAWN_POLICY})
+    return _HandedOn(drawn)
+
+
+class _HandedOn(StreamingResponse):
+    """A report as it comes: never whole in memory, and let go of when it takes too long to be read."""
+
+    def __init__(self, drawn: httpx.Response) -> None:
+        super().__init__(parts(drawn), media_type="text/html", headers={"Content-Security-Policy": _DRAWN_POLICY})
+        self._drawn = drawn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_READ_SECONDS):
+                    await super().__call__(scope, receive, send)
+        finally:
+            self._drawn.close()
 
 
 # --- What is done -----------------------------------------------------------------------------------------------------
@@ -238,7 +259,7 @@ def _retry(asking: Asking) -> Response:
 
 def _retry_all(asking: Asking) -> Response:
     deeds.retry_all(asking.desk, asking.who)
-    return _see("/studies?said=retried")
+    return _see("/studies?said=retried-all")
 
 
 def _send_again(asking: Asking) -> Response:
@@ -268,7 +289,7 @@ def _through(desk: Desk, answer: Answer, role: Role | None) -> Callable[[Request
     async def endpoint(request: Request) -> Response:
         visitor: Visitor | None = None
         try:
-            visitor = await run_in_threadpool(desk.access.visitor, request)
+            visitor = await desk.turns.run(desk.access.visitor, request)
             form: Mapping[str, str] = {}
             if request.method == "POST":
                 form = await _form(request)
@@ -280,13 +301,15 @@ def _through(desk: Desk, answer: Answer, role: Role | None) -> Callable[[Request
                     "forbidden", 403, f"This needs the role {role}, and {visitor.who} is a {visitor.role}."
                 )
             asking = Asking(desk=desk, request=request, visitor=visitor, form=form)
-            return _sealed(desk, visitor, await run_in_threadpool(answer, asking))
+            return _sealed(desk, visitor, await desk.turns.run(answer, asking))
         except RefusedError as refused:
             refuse(desk.access, request, refused)
             return _sealed(desk, visitor, _said(request, refused.status, refused.said, wait=refused.wait))
         except StepwedgeError as error:
             return _sealed(desk, visitor, _said(request, 409, str(error)))
-        except SQLAlchemyError as error:
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
             log.error("page_database_away", error=type(error).__name__)
             return _sealed(desk, visitor, _said(request, 503, _AWAY, refresh=10 if request.method == "GET" else 0))
         except Exception as error:  # noqa: BLE001 - the edge of the process: said in words, and the log says where
@@ -315,17 +338,11 @@ def _sealed(desk: Desk, visitor: Visitor | None, response: Response) -> Response
     # Not `no-referrer`: browsers then hide from us where a form comes from.
     response.headers["Referrer-Policy"] = "same-origin"
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
     response.headers.setdefault("Cache-Control", "no-store")
-    if visitor is not None and visitor.session is not None and COOKIE not in response.headers.get("set-cookie", ""):
-        # Written again with each answer, so that whoever goes on is not signed out.
-        response.set_cookie(
-            COOKIE,
-            to_cookie(desk.access.key, visitor.session),
-            max_age=int(desk.access.idle_seconds),
-            httponly=True,
-            samesite="strict",
-            secure=desk.access.secure,
-        )
+    session = visitor.session if visitor is not None and visitor.renews else None
+    if session is not None and COOKIE not in response.headers.get("set-cookie", ""):
+        keep(desk.access, session, response)
     return response
 
 

@@ -5,10 +5,15 @@ Fields that this version does not know are left out; one that is missing or of a
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 VERSION = 1
 _OVER = frozenset({"promoted", "declined", "rolled_back"})  # states in which a retraining request has ended
+
+# Seconds since 1970, of a time that a calendar has.
+At = Annotated[float, Field(ge=0, le=4e9, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -71,9 +76,9 @@ class Request(_Part):
 
     request: str
     state: str
-    since_at: float
+    since_at: At
     who: str
-    opened_at: float
+    opened_at: At
     cause: str
     summary: str
     page: str
@@ -84,7 +89,7 @@ class Report(_Part):
     """One of Evidently's pages. ``drawn_at`` is seconds since 1970."""
 
     name: str
-    drawn_at: float
+    drawn_at: At
     reason: str
 
 

@@ -33,10 +33,15 @@ class Session:
     who: str = ""
     role: str = ""
     how: str = ""  # token, oidc; empty: not signed in
-    proof: str = ""  # of a token: the beginning of its digest, so that one that was replaced ends its sessions
+    proof: str = ""  # of what gave the role, the token or the settings of the provider: once that changes, it is over
     secret: str
     began: float
     seen: float  # when the cookie was written last
+
+
+def name_of(site: Site, person: str) -> str:
+    """How somebody is named here: a keyed hash of who they are at the OpenID provider, ``ISSUER|SUBJECT``."""
+    return f"oidc:{site.hash(person)[:16]}"
 
 
 def session_key(site: Site) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ import structlog
 from starlette.responses import RedirectResponse, Response
 
 from stepwedge.errors import SettingsError
-from stepwedge.page.access import RefusedError, refuse, unreadable
+from stepwedge.page.access import Access, RefusedError, refuse, unreadable
 from stepwedge.page.oidc import CALLBACK, Begun, SignInError
 from stepwedge.page.sessions import (
     COOKIE,
     SIGNING_IN,
     SIGNING_IN_SECONDS,
     Session,
+    name_of,
     new_session,
     seal,
     to_cookie,
@@ -26,7 +28,6 @@ from stepwedge.page.sessions import (
 from stepwedge.settings import Role
 
 if TYPE_CHECKING:
-    from stepwedge.page.desk import Desk
     from stepwedge.page.routes import Asking
 
 log = structlog.get_logger()
@@ -95,7 +96,6 @@ def _by_token(asking: Asking) -> Response:
 
 def _to_provider(asking: Asking) -> Response:
     access = asking.desk.access
-    access.hold_back(access.sign_ins, asking.request)
     if access.provider is None:
         raise RefusedError("oidc_failed", 404, "Nobody signs in through an OpenID provider here.")
     try:
@@ -106,7 +106,7 @@ def _to_provider(asking: Asking) -> Response:
     # Not `strict`: the provider's page sends the browser back here.
     response.set_cookie(
         SIGNING_IN,
-        seal(access.key, SIGNING_IN, asdict(begun)),
+        seal(access.key, SIGNING_IN, asdict(begun) | {"at": time.time()}),
         max_age=int(SIGNING_IN_SECONDS),
         path=SIGN_IN,
         httponly=True,
@@ -122,7 +122,7 @@ def _back_from_provider(asking: Asking) -> Response:
     if access.provider is None:
         raise RefusedError("oidc_failed", 404, "Nobody signs in through an OpenID provider here.")
     kept = unseal(access.key, SIGNING_IN, request.cookies.get(SIGNING_IN, ""))
-    if kept is None:
+    if kept is None or time.time() - kept.pop("at", 0.0) > SIGNING_IN_SECONDS:
         raise RefusedError(
             "oidc_failed", 403, "This attempt to sign in is too old, or of another browser; begin again."
         )
@@ -136,34 +136,35 @@ def _back_from_provider(asking: Asking) -> Response:
     except SignInError as error:
         status = {"oidc_away": 502, "no_role": 403}.get(error.outcome, 403)
         raise RefusedError(error.outcome, status, str(error)) from None
-    session = new_session(who=_name(asking.desk, subject), role=role, how="oidc")
-    # A page of ours that goes on by itself: a redirect would count as the provider's, and come without the cookie.
-    response = _signed_in(asking, session, role, asking.page("signed_in.html", to=ours(begun.to)))
+    who = name_of(asking.desk.site, subject)
+    session = new_session(who=who, role=role, how="oidc", proof=access.provider.proof)
+    response = _signed_in(asking, session, role, RedirectResponse(ours(begun.to), status_code=303))
     response.delete_cookie(SIGNING_IN, path=SIGN_IN, httponly=True, samesite="lax", secure=access.secure)
     return response
 
 
 def _out(asking: Asking) -> Response:
     response = RedirectResponse(SIGN_IN if asking.desk.access.kind == "signed" else "/", status_code=303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=asking.desk.access.secure)
+    response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=asking.desk.access.secure)
     log.info("page_signed_out", who=asking.who)
     return response
 
 
-def _name(desk: Desk, subject: str) -> str:
-    """How somebody is named here: a keyed hash of who they are at the provider."""
-    return f"oidc:{desk.site.hash(subject)[:16]}"
-
-
-def _signed_in(asking: Asking, session: Session, role: Role, response: Response) -> Response:
-    access = asking.desk.access
+def keep(access: Access, session: Session, response: Response) -> None:
+    """Give the browser its session, as of now."""
     response.set_cookie(
         COOKIE,
         to_cookie(access.key, session),
         max_age=int(access.idle_seconds),
         httponly=True,
-        samesite="strict",
+        # Not `strict`: whoever follows a link from elsewhere would arrive, and from then on be, signed out. What
+        # changes something is a POST, which has to come from a page of ours.
+        samesite="lax",
         secure=access.secure,
     )
+
+
+def _signed_in(asking: Asking, session: Session, role: Role, response: Response) -> Response:
+    keep(asking.desk.access, session, response)
     log.info("page_signed_in", who=session.who, how=session.how, role=role)
     return response

@@ -122,23 +122,32 @@ def brief(seconds: float | None) -> str:
 
 def moment(at: float | None) -> str:
     """A time for people, on this machine's clock: without the day where it is today."""
-    if at is None:
+    when = _when(at)
+    if when is None:
         return "–"
-    when = datetime.fromtimestamp(at).astimezone()
     today = datetime.now().astimezone().date()
     return when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M:%S")
 
 
 def iso(at: float | None) -> str:
     """A time for programs."""
-    return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    when = _when(at)
+    return "" if when is None else when.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def seconds_of(text: object) -> float | None:
     """Seconds since 1970 of an ISO 8601 time; None for what is none."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _when(at: float | None) -> datetime | None:
+    """On this machine's clock; None for a number that is no time of any calendar."""
+    try:
+        return None if at is None else datetime.fromtimestamp(at).astimezone()
+    except (ValueError, OverflowError, OSError):
         return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from instances import encode, make_instance, received
 from spooled import Spooled, open_spool
 from stepwedge import actions
@@ -83,6 +84,28 @@ def test_once_the_setting_is_mended_the_object_is_stored_as_it_came(node: Spoole
 def test_what_is_no_dicom_stays_where_it_is(node: Spooled) -> None:
     digest = refused(node, received(make_instance(), data=b"rubbish"))
     assert ask(node, RELEASE, digest).said == "not_dicom"
+
+
+def test_what_is_larger_than_is_received_now_is_not_let_in(node: Spooled, tmp_path: Path) -> None:
+    digest = refused(node, received(make_instance(), data=b"x" * (1_048_576 + 1)))
+    with open_spool(tmp_path, node={"maximum_instance_bytes": 1_048_576}) as smaller:
+        assert "node.maximum_instance_bytes" in ask(smaller, RELEASE, digest).said
+
+
+def test_an_error_of_ours_is_said_and_the_next_is_done(node: Spooled, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, digest = twice(node)
+
+    def broken(*_: object) -> None:
+        raise KeyError("PatientName")
+
+    with monkeypatch.context() as change, structlog.testing.capture_logs() as logs:
+        change.setattr(node.spool.quarantine, "release", broken)
+        said = ask(node, RELEASE, digest)
+    assert (said.state, "an error of ours" in said.said) == ("refused", True)
+    (told,) = [entry for entry in logs if entry["event"] == "request_failed"]
+    assert (told["error"], told["where"].partition(":")[0]) == ("KeyError", "test_asked")
+    assert "PatientName" not in str(logs)
+    assert ask(node, DISCARD, digest).state == "done"
 
 
 def test_what_is_discarded_is_gone_and_stays_gone(node: Spooled, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -340,6 +341,20 @@ def test_ever_different_rubbish_fills_neither_disk_nor_index(tmp_path: Path, cap
     with open_spool(tmp_path, spool={"reserve_bytes": 0} | cap) as node:
         node.spool.quarantine.keep(received(make_instance(), data=b"new" * 300), error)
         assert len(node.files("quarantine/*.dcm")) == kept, "the caps hold over a restart"
+
+
+def test_what_another_listener_discards_makes_room_and_what_it_keeps_takes_it(tmp_path: Path) -> None:
+    error = UnusableInstanceError("not_dicom", "rubbish")
+    spool = {"reserve_bytes": 0, "quarantine_files": 2}
+
+    def keep(node: Spooled, text: bytes) -> bool:
+        node.spool.quarantine.keep(received(make_instance(), data=text), error)
+        return (node.spool.quarantine.folder / f"{hashlib.sha256(text).hexdigest()}.dcm").exists()
+
+    with open_spool(tmp_path, spool=spool) as one, open_spool(tmp_path, spool=spool) as other:
+        assert [keep(one, b"a"), keep(other, b"b"), keep(one, b"c"), keep(other, b"d")] == [True, True, False, False]
+        other.spool.quarantine.discard(hashlib.sha256(b"a").hexdigest())
+        assert [keep(one, b"e"), keep(other, b"f")] == [True, False]
 
 
 def test_a_full_disk_keeps_no_rubbish_and_says_so_by_counting(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import structlog
 from page_served import HTML, Served, name_of, page, put, refusals
 from stepwedge.errors import SettingsError
+from stepwedge.page import sessions
 from stepwedge.page.signing_in import ours
 from stepwedge.page.tokens import make_token
 from stepwedge.records import State
@@ -96,6 +99,42 @@ def test_what_a_proxy_hands_on_needs_a_sign_in_first(here: Served) -> None:
     assert "page.tokens_file" in answer.text
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Via": "1.1 proxy"},
+        {"Forwarded": "for=10.0.0.9"},
+        {"X-Forwarded-Host": "stepwedge.example.org"},
+        {"X-Forwarded-Proto": "https"},
+        {"X-Real-IP": "10.0.0.9"},
+        {"Referer": "http://stepwedge.example.org/studies"},
+    ],
+)
+def test_whatever_tells_of_a_proxy_closes_an_open_page(here: Served, header: dict[str, str]) -> None:
+    before = refusals("proxied")
+    assert here.get("/", headers=header).status_code == 403
+    assert refusals("proxied") == before + 1
+    assert here.get("/", headers={"Referer": f"{here.base}/studies"}).status_code == 200
+
+
+def test_the_language_of_old_proxies_closes_an_open_page(here: Served) -> None:
+    port = httpx.URL(here.base).port
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: text/html\r\n\r\n")
+        assert b" 403 " in connection.makefile("rb").readline()
+
+
+def test_pages_of_other_sites_load_nothing_of_an_open_page(here: Served) -> None:
+    before = refusals("foreign_origin")
+    embedded = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert here.get("/reports/a.html", headers=embedded).status_code == 403
+    assert refusals("foreign_origin") == before + 1
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    answer = here.get("/", headers=followed)
+    assert answer.status_code == 200
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
 def test_every_answer_says_that_nothing_of_it_may_be_framed_kept_or_run(here: Served) -> None:
     for answer in (here.get("/"), here.get("/studies/none"), retry(here, secret="wrong")):
         policy = answer.headers["content-security-policy"]
@@ -149,7 +188,7 @@ def test_a_token_opens_a_session_in_a_cookie_that_no_script_and_no_other_site_ge
     answer = sign_in(signed, tokens["viewer"])
     assert (answer.status_code, answer.headers["location"]) == (303, "/studies")
     cookie = answer.headers["set-cookie"].lower()
-    for wanted in ("httponly", "samesite=strict", "path=/", "max-age=3600"):
+    for wanted in ("httponly", "samesite=lax", "path=/", "max-age=3600"):
         assert wanted in cookie
     assert "the-viewer" in signed.get("/").text
     assert signed.post("/sign-out").headers["location"] == "/sign-in"
@@ -212,11 +251,15 @@ def test_a_trusted_proxy_says_whose_request_it_is(tmp_path: Path, tokens: dict[s
     }  # fmt: skip
     with page(tmp_path, page=settings) as served:
 
-        def guess(address: str) -> int:
-            headers = {"Authorization": "Bearer x", "X-Forwarded-For": f"spoofed, {address}"}
+        def guess(*named: str) -> int:
+            headers = [("Authorization", "Bearer x"), *(("X-Forwarded-For", each) for each in named)]
             return served.client.get("/", headers=headers).status_code
 
-        assert [guess("10.0.0.1"), guess("10.0.0.1"), guess("10.0.0.2")] == [401, 429, 401]
+        assert [guess(f"spoofed, 10.0.0.{number}") for number in (1, 1, 2)] == [401, 429, 401]
+        assert [guess("10.0.0.9", "10.0.0.3"), guess("10.0.0.8", "10.0.0.3")] == [401, 429], "the nearest counts"
+        assert [guess("10.0.0.4, 127.0.0.1"), guess("10.0.0.4")] == [401, 429], "past other trusted ones"
+        assert [guess("2001:db8::1"), guess("2001:db8::2"), guess("2001:db8:0:1::1")] == [401, 429, 401]
+        assert [guess("x" * 99), guess("no address")] == [401, 429], "then it is the proxy"
 
 
 def test_a_program_sends_its_token_and_needs_no_form(signed: Served, tokens: dict[str, str]) -> None:
@@ -271,7 +314,8 @@ def test_with_a_public_address_it_answers_to_that_alone_and_cookies_need_tls(
         answer = served.get("/sign-in", headers={"Host": "stepwedge.example.org"})
         assert answer.status_code == 200
         assert "secure" in answer.headers["set-cookie"].lower()
-        assert served.get("/sign-in", headers={"Host": "evil.example"}).status_code == 421
+        for name in ("evil.example", "127.0.0.1"):
+            assert served.get("/sign-in", headers={"Host": name}).status_code == 421
 
 
 def test_nobody_is_sent_to_another_host_after_signing_in() -> None:
@@ -288,19 +332,67 @@ def test_nobody_is_sent_to_another_host_after_signing_in() -> None:
         assert ours(elsewhere) == "/"
 
 
-@pytest.mark.parametrize("oidc", [{"issuer": "https://id.example"}, {"issuer": "https://id.example", "client_id": "a"}])
+@pytest.mark.parametrize(
+    "oidc",
+    [
+        {"issuer": "https://id.example"},
+        {"issuer": "https://id.example", "client_id": "a"},
+        {"issuer": "http://id.example", "client_id": "a", "roles": {"a": "viewer"}},
+    ],
+)
 def test_a_provider_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, oidc: dict[str, str]) -> None:
-    (tmp_path / "s.yaml").write_text(json.dumps({"page": {"oidc": oidc}}))
+    (tmp_path / "s.yaml").write_text(json.dumps({"page": {"url": "https://a.example", "oidc": oidc}}))
     with pytest.raises(SettingsError, match=r"page\.oidc"):
         load_settings(tmp_path / "s.yaml")
 
 
-def test_a_file_of_tokens_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    with (
-        pytest.raises(SettingsError, match=r"page\.tokens_file: .*nowhere.yaml"),
-        page(tmp_path, page={"tokens_file": tmp_path / "nowhere.yaml"}),
+def test_a_file_of_tokens_that_is_not_there_stops_the_page_and_nothing_else(tmp_path: Path) -> None:
+    with page(tmp_path, page={"tokens_file": tmp_path / "nowhere.yaml"}) as served:
+        with pytest.raises(SettingsError, match=r"page\.tokens_file: .*nowhere.yaml"):
+            served.desk.access.check()
+        assert served.get("/livez").status_code == 200
+        assert served.get("/").status_code == 303
+        answer = sign_in(served, "x")
+        assert (answer.status_code, "cannot be read" in answer.text) == (503, True)
+
+
+def test_a_page_that_loads_itself_again_keeps_nobody_signed_in_but_a_viewer_at_the_wall(
+    signed: Served, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 'content="30;url=/?auto=1"' in (sign_in(signed, tokens["operator"]) and signed.get("/")).text
+    later = time.time() + 120
+    for role, path, renewed in (
+        ("operator", "/?auto=1", False),
+        ("operator", "/wall?auto=1", False),
+        ("operator", "/", True),
+        ("viewer", "/?auto=1", False),
+        ("viewer", "/wall?auto=1", True),
     ):
-        pass
+        sign_in(signed, tokens[role])
+        assert "set-cookie" not in signed.get("/studies").headers, "it is a moment old"
+        with monkeypatch.context() as change:
+            change.setattr(sessions.time, "time", lambda: later)
+            answer = signed.get(path)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (200, renewed), (role, path)
+
+
+def test_who_signed_in_under_other_settings_of_the_provider_signs_in_again(tmp_path: Path) -> None:
+    oidc = {"issuer": "https://id.example", "client_id": "a", "roles": {"it": "operator"}}
+    with page(tmp_path, page={"url": "http://127.0.0.1", "oidc": oidc}) as served:
+        assert served.desk.access.provider is not None
+        proof = served.desk.access.provider.proof
+        session = sessions.new_session(who="oidc:1", role="operator", how="oidc", proof=proof)
+        cookie = sessions.to_cookie(served.desk.access.key, session)
+        served.client.cookies.set("stepwedge_session", cookie)
+        assert served.get("/").status_code == 200
+    with page(tmp_path, page={"url": "http://127.0.0.1", "oidc": oidc | {"roles": {"it": "viewer"}}}) as served:
+        served.client.cookies.set("stepwedge_session", cookie)
+        assert served.get("/").status_code == 303
+
+
+def test_only_bearer_is_ours_and_nobody_is_sent_on_to_the_name_of_the_request(signed: Served) -> None:
+    assert signed.get("/", headers={"Authorization": "Basic YTpi"}).status_code == 303
+    assert signed.get("/studies/", headers={"Host": "evil.example"}, follow_redirects=False).status_code == 404
 
 
 def test_the_defaults_are_those_that_are_written_down() -> None:

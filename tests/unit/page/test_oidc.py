@@ -16,8 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from stepwedge.errors import SettingsError
+from stepwedge.page import oidc
 from stepwedge.page.oidc import Begun, Provider, SignInError, role_of
 from stepwedge.settings import Oidc, Page
 
@@ -174,12 +176,13 @@ def _by_public_key(claims: dict[str, Any]) -> str:
     [
         {"key": OTHER, "algorithm": "RS256", "headers": {"kid": "1"}},
         {"key": KEY, "algorithm": "RS256", "headers": {"kid": "2"}},
+        {"key": CURVE, "algorithm": "ES256", "headers": {"kid": "1"}},
         {"raw": _none},
         {"raw": _by_public_key},
         {"raw": lambda _: "not.a.token"},
         {"raw": lambda _: ""},
     ],
-    ids=["another key", "unknown key", "unsigned", "public key as secret", "no token", "empty"],
+    ids=["another key", "unknown key", "key of another kind", "unsigned", "public key as secret", "no token", "empty"],
 )
 def test_a_signature_that_does_not_hold_signs_nobody_in(stand_in: StandIn, signed: dict[str, Any]) -> None:
     stand_in.signed = signed
@@ -201,6 +204,24 @@ def test_a_key_that_is_new_since_the_last_time_is_fetched(stand_in: StandIn) -> 
     stand_in.signed = {"key": CURVE, "algorithm": "ES256", "headers": {"kid": "2"}}
     stand_in.claims = {}
     assert stand_in.come_back()[1] == "operator"
+
+
+def test_a_key_that_was_replaced_under_its_name_is_fetched(stand_in: StandIn) -> None:
+    assert stand_in.come_back()[1] == "operator"
+    stand_in.keys = [public(OTHER, "1")]
+    stand_in.signed["key"], stand_in.claims = OTHER, {}
+    assert stand_in.come_back()[1] == "operator"
+
+
+def test_a_key_that_the_provider_no_longer_shows_is_forgotten_in_time(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stand_in.come_back()[1] == "operator"
+    stand_in.keys, stand_in.claims = [public(OTHER, "2")], {}
+    later = time.monotonic() + 3601
+    monkeypatch.setattr(oidc.time, "monotonic", lambda: later)
+    with pytest.raises(SignInError, match="a key that it does not show"):
+        stand_in.come_back()
 
 
 def test_roles_come_from_the_user_information_where_the_token_has_none(stand_in: StandIn) -> None:
@@ -243,7 +264,38 @@ def test_a_provider_that_is_away_or_none_is_said(tmp_path: Path) -> None:
     provider.close()
     broken = page.model_copy(update={"oidc": page.oidc.model_copy(update={"client_secret_file": tmp_path / "none"})})
     with pytest.raises(SettingsError, match=r"page\.oidc\.client_secret_file"):
-        Provider(broken)
+        Provider(broken).check()
+
+
+def test_a_secret_that_cannot_be_read_is_said_until_it_can(stand_in: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "secret").rename(tmp_path / "away")
+    with structlog.testing.capture_logs() as logs, pytest.raises(SignInError, match="cannot be read here"):
+        stand_in.come_back()
+    assert [entry["event"] for entry in logs] == ["nobody_can_sign_in"]
+    (tmp_path / "away").rename(tmp_path / "secret")
+    stand_in.claims = {}
+    assert stand_in.come_back()[1] == "operator"
+
+
+def test_a_provider_that_is_away_is_waited_for_once_and_asked_again_soon(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, asked = stand_in.provider, []
+    assert provider is not None
+
+    def away(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise SignInError("oidc_away", "it does not answer")
+
+    with monkeypatch.context() as change:
+        change.setattr(provider, "_json", away)
+        for _ in range(3):
+            with pytest.raises(SignInError, match="does not answer"):
+                provider.begin("/")
+        assert len(asked) == 1
+    later = time.monotonic() + 10
+    monkeypatch.setattr(oidc.time, "monotonic", lambda: later)
+    assert provider.begin("/")[0].startswith(stand_in.issuer)
 
 
 def test_the_highest_role_counts_and_what_is_no_list_of_texts_gives_none() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +19,10 @@ from typing import Any
 import httpx
 import pytest
 import structlog
-from page_served import Served, delivery, name_of, page, put
+from page_served import HTML, Served, delivery, name_of, page, put
 from stepwedge import actions, rundir
 from stepwedge.entries import Quarantined
-from stepwedge.page import deeds
+from stepwedge.page import deeds, glance, neighbours, turns
 from stepwedge.records import REASONS, State
 from stepwedge.rundir import Heartbeat
 
@@ -40,6 +44,7 @@ MONITOR: dict[str, Any] = {
                   "cause": "tiny/StepwatchSignalDrifted/kvp", "summary": "kvp has changed", "page": "", "body": {}}],
     "pages": [{"name": "drawn.html", "drawn_at": 1.0, "reason": "alarm"}],
 }  # fmt: skip
+ALARM: dict[str, Any] = MONITOR["models"][0]["alarms"][0]
 
 
 @pytest.fixture
@@ -169,6 +174,28 @@ def test_a_withheld_result_is_sent_again_when_somebody_says_so(served: Served) -
     assert served.post("/send-again", fields).status_code == 303
     assert delivery(served.store, unit.unit, "ward").state == "pending"
     assert served.post("/send-again", fields).status_code == 409
+    assert [each.subject for each in actions.latest(served.store, 9)] == [f"{unit.unit} to ward"]
+
+
+def test_the_result_of_an_older_revision_is_not_sent_again(served: Served) -> None:
+    unit = put(served.store, name_of(1), deliveries={"ward": "withheld"})
+    study = served.store.study(name_of(1))
+    assert unit is not None
+    assert study is not None
+    served.store.restore_study(replace(study, revision=2), [])
+    answer = served.post("/send-again", {"unit": unit.unit, "destination": "ward"})
+    assert (answer.status_code, "newer revision" in answer.text) == (409, True)
+    assert delivery(served.store, unit.unit, "ward").state == "withheld"
+
+
+def test_many_who_try_one_unit_again_at_once_queue_it_once(served: Served) -> None:
+    put(served.store, name_of(1), State.FAILED)
+    secret, unit = served.secret(), f"{name_of(1)}.1.tiny"
+    with ThreadPoolExecutor(6) as many:
+        sent = [many.submit(served.post, "/retry", {"unit": unit}, secret=secret) for _ in range(6)]
+    assert sorted(each.result().status_code for each in sent) == [303, *[409] * 5]
+    assert served.store.units()[0].tries == 1
+    assert len(actions.latest(served.store, 9)) == 1
 
 
 def test_what_the_dicom_node_has_to_do_waits_for_it_in_sight(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +235,19 @@ def test_without_the_monitor_the_rest_of_the_page_stands(tmp_path: Path) -> None
         assert served.get("/reports/a.html").status_code == 502
 
 
-@pytest.mark.parametrize("said", [{"version": 2}, [], "x", {"version": 1}, {"version": 1, "models": 7}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"version": 2},
+        [],
+        "x",
+        {"version": 1},
+        {"version": 1, "models": 7},
+        MONITOR | {"pages": [{"name": "drawn.html", "drawn_at": 1e300, "reason": "alarm"}]},
+        MONITOR | {"requests": [{**MONITOR["requests"][0], "since_at": float("nan")}]},
+        MONITOR | {"models": [MONITOR["models"][0] | {"alarms": [ALARM | {"raised": "0001-01-01T00:00:00+14:00"}]}]},
+    ],
+)
 def test_a_monitor_that_speaks_otherwise_breaks_nothing(
     tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch, said: object
 ) -> None:
@@ -235,11 +274,65 @@ def test_drift_alarms_requests_and_reports_are_shown_with_what_to_do(tmp_path: P
         assert bearer == "Bearer the-monitors-token"
         assert b'"by":"this-machine"' in body.replace(b" ", b"")
         assert "alarm acknowledged" in served.get("/actions").text
+        with structlog.testing.capture_logs() as logs:
+            assert served.post("/acknowledge", {"alarm": "x" * 9000}).status_code == 409
+        assert logs == []
         drawn = served.get("/reports/drawn.html")
         assert drawn.text == "<p>drawn</p>"
         assert drawn.headers["content-security-policy"].startswith("sandbox")
         for name in ("none.html", "..%2Fstatus.json", "drawn.txt"):
             assert served.get(f"/reports/{name}").status_code == 404
+
+
+def test_a_command_with_what_the_monitor_says_is_quoted_for_the_shell(
+    tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [MONITOR["models"][0] | {"alarms": [ALARM | {"alarm": "a'; reboot; '"}]}]
+    monkeypatch.setattr(_Monitor, "said", MONITOR | {"models": models})
+    with page(tmp_path, watch={"url": monitor}) as served:
+        (command,) = re.findall("stepwatch acknowledge (.*) --by", served.get("/drift").text)
+    assert shlex.split(html.unescape(command)) == ["a'; reboot; '"]
+
+
+def test_a_report_too_large_is_said_and_only_a_few_are_handed_on_at_once(
+    tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_TIMEOUT_SECONDS", 0.2)
+    with page(tmp_path, watch={"url": monitor}) as served:
+        held = [served.desk.neighbours.report("drawn.html") for _ in range(4)]
+        full = served.get("/reports/drawn.html")
+        assert (full.status_code, "already" in full.text) == (502, True)
+        assert served.get("/drift").status_code == 200
+        for each in held:
+            assert each is not None
+            each.close()
+        assert served.get("/reports/drawn.html").text == "<p>drawn</p>"
+        monkeypatch.setattr(neighbours, "_REPORT_BYTES", 5)
+        with structlog.testing.capture_logs() as logs:
+            assert served.get("/reports/drawn.html").text == ""
+    assert [entry["event"] for entry in logs] == ["report_cut_off"]
+
+
+def test_however_slow_the_page_is_health_answers_and_too_many_are_told_to_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(glance, "overview", lambda _desk: go.wait(60))
+    monkeypatch.setattr(turns, "_MOST", 20)
+    try:
+        with ThreadPoolExecutor(60) as many:
+            answers = [many.submit(httpx.get, served.base, headers=HTML, timeout=60) for _ in range(60)]
+            until = time.monotonic() + 60
+            while sum(answer.done() for answer in answers) < 40 and time.monotonic() < until:
+                time.sleep(0.01)
+            for path in ("/livez", "/readyz", "/metrics"):
+                assert served.get(path, timeout=60).status_code == 200
+            go.set()
+    finally:
+        go.set()
+    busy = [answer.result() for answer in answers if answer.result().status_code == 503]
+    assert len(busy) == 40
+    assert busy[0].headers["retry-after"] == "5"
 
 
 def test_when_the_database_is_away_it_says_so_and_comes_back(served: Served) -> None:

@@ -85,6 +85,14 @@ def test_pages_of_a_list_hold_every_study_once_also_those_of_one_moment(store: S
     assert len(found) == 7
 
 
+def test_however_many_destinations_a_study_has_the_list_is_full(store: Store) -> None:
+    for number in range(3):
+        many = {f"to-{each}": "withheld" for each in range(20)}
+        put(store, name_of(number), at=1000.0 + number, deliveries=many)
+    assert names(store, "withheld", 2) == [name_of(2), name_of(1)]
+    assert names(store, "withheld", 3) == [name_of(2), name_of(1), name_of(0)]
+
+
 def test_counts_tell_of_all_and_of_those_that_came_lately(store: Store) -> None:
     put(store, name_of(1), at=100.0)
     put(store, name_of(2), at=900.0)

@@ -111,11 +111,11 @@ def _serve(options: argparse.Namespace) -> int:
     from stepwedge import rundir
 
     rundir.hold(settings.data_dir)
-    rundir.gather_metrics(settings.metrics_dir)
-    from stepwedge.roles import load_models
-    from stepwedge.supervise import Supervisor
+    with rundir.gathered_metrics(settings.data_dir):
+        from stepwedge.roles import load_models
+        from stepwedge.supervise import Supervisor
 
-    return Supervisor(settings, load_models(settings)).run()
+        return Supervisor(settings, load_models(settings)).run()
 
 
 def _listen(options: argparse.Namespace) -> int:

@@ -243,6 +243,17 @@ class Store:
             )
             return int(db.execute(sa.select(UNITS.c.tries).where(UNITS.c.unit == unit)).scalar_one())
 
+    def revive_unit(self, unit: Unit) -> bool:
+        """Count one more try of a unit whose work was lost. False if it is no longer as it was read: another did so."""
+        waits = UNITS.c.state.in_([str(State.QUEUED), str(State.RUNNING)])
+        with self._engine.begin() as db:
+            revived = db.execute(
+                sa.update(UNITS)
+                .where(UNITS.c.unit == unit.unit, UNITS.c.tries == unit.tries, waits)
+                .values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=unit.tries + 1)
+            )
+            return bool(revived.rowcount)
+
     def restore_unit(self, unit: Unit) -> None:
         """Write a unit as it is, when the database is rebuilt."""
         with self._engine.begin() as db:

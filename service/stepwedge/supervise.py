@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 import yaml
+from prometheus_client.multiprocess import mark_process_dead
 
 from stepwedge import clock, metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
@@ -87,7 +89,9 @@ class Supervisor:
             watch.start()
             if settings.http.port is not None:
                 checks = {**self.checks(), "clock": watch.is_right}
-                app = build_app(checks, store, settings.metrics_dir, information={"watch": lambda: self._runs("watch")})
+                folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+                information = {"watch": lambda: self._runs("watch")}
+                app = build_app(checks, store, Path(folder) if folder else None, information=information)
                 server = HttpServer(settings.http, app)
                 server.start()
             for name in ("infer", "listen", "work"):
@@ -196,6 +200,9 @@ class Supervisor:
         now = time.monotonic()
         if role.start_again_at is None:
             rundir.clear(self._settings.data_dir, role.name)
+            if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+                # What it said of itself while it lived ends with it.
+                mark_process_dead(role.process.pid)  # type: ignore[no-untyped-call]
             role.failures = 0 if now - role.started > _WELL_SECONDS else role.failures + 1
             pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2.0 ** min(role.failures, 10))
             role.start_again_at = now + pause

@@ -16,7 +16,7 @@ from packages import write_package, write_policy
 from prometheus_client import REGISTRY
 from radiographs import BRIGHT, DARK, radiograph
 from stepwedge import steps
-from stepwedge.analysis import delivered_at, read_published, results_dir, write_receipt
+from stepwedge.analysis import delivered_at, read_published, receipt, results_dir
 from stepwedge.errors import DeliveryError, InferenceUnavailableError
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
@@ -474,7 +474,8 @@ class TestDelivery:
         assert len(department.sinks["test"].taken) == 1
 
     def test_a_receipt_counts_although_the_database_knows_of_none(self, department: Department, unit: str) -> None:
-        write_receipt(department.bench.settings, unit, "test", 1234.5)
+        with receipt(department.bench.settings, unit, "test") as keep:
+            keep(1234.5)
         assert steps.deliver(department.bench, unit, "test") == steps.DELIVERED
         assert department.sinks["test"].taken == []
         assert department.delivery(unit).updated_at == 1234.5

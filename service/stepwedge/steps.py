@@ -113,6 +113,8 @@ def _deliver_once(bench: Bench, name: str, destination: str) -> tuple[str, bool]
         return _try_again(bench.store, name, destination, str(error)), True
     except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
         said = f"internal error {type(error).__name__} at {where(error)}"
+        if is_full(error):
+            said = "the volume has no room for the receipt"
         return _try_again(bench.store, name, destination, said), True
 
 

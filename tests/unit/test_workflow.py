@@ -34,11 +34,12 @@ PATIENCE_SECONDS = 60.0
 
 # A worker with the engine in its own process. Files in its folder say what it does and meets: `runs` and
 # `sent.<destination>` get a line each time, `hang` makes the model never answer, `away` its server unavailable, and
-# the destination `mute` never answers; while `dumb` is there, the worker cannot say that it lives.
+# the destination `mute` never answers; while `dumb` is there, the worker cannot say that it lives, and while `no_room`
+# is, its volume is full; `stop` ends it as an operator would.
 WORKER = """
 import sys, time
 from pathlib import Path
-from stepwedge import logs, rundir, workflow
+from stepwedge import logs, room, rundir, workflow
 from stepwedge.errors import InferenceUnavailableError
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
@@ -92,8 +93,16 @@ bench = Bench(
 heartbeat = rundir.Heartbeat(settings.data_dir, f"work.{executor}", **workflow.about(settings))
 heartbeat.start()
 workflow.prepare_queue(settings)
+def look_for_room():
+    room.ENOUGH_BYTES = 1 << 62 if (folder / "no_room").exists() else 0
+
+look_for_room()
 queue = workflow.WorkQueue(bench)
 while True:
+    look_for_room()
+    if (folder / "stop").exists():
+        queue.stop()
+        sys.exit()
     if (folder / "dumb").exists():
         heartbeat.stop()
     elif heartbeat._stopped.is_set():
@@ -296,6 +305,24 @@ def test_a_worker_that_cannot_say_that_it_lives_takes_no_other_for_dead(departme
         dumb.unlink()
         department.until(department.nothing_waits, "the work is done")
     assert department.lines("runs") == ["first", "second"]
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_room_begins_nothing(department: Department) -> None:
+    unit = department.add()
+    no_room, stop = department.folder / "no_room", department.folder / "stop"
+    no_room.touch()
+    department.enqueue(unit)
+    with department.worker() as process:
+        department.until(lambda: department.statuses(workflow.analysis_id(unit)) == ["PENDING"], "it has been taken")
+        stop.touch()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert department.lines("runs") == []
+    assert department.state(unit) == "queued"
+    no_room.unlink()
+    stop.unlink()
+    with department.worker():
+        department.until(department.nothing_waits, "the work is done")
+    assert department.lines("runs") == ["first"]
 
 
 def test_what_a_killed_worker_of_another_version_was_at_is_left_to_those_of_that_version(

@@ -168,6 +168,7 @@ class WorkQueue:
         stuck, self._stuck = self._stuck & idle, idle
         elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
         living = rundir.said_by_living(self._bench.settings.data_dir, "work.", elsewhere)
+        gone = elsewhere - living.keys()
         # While nodes are replaced one by one, workers of two versions leave each other's work alone.
         versions = {VERSION, *(said.get("queue", _UNSAID_VERSION) for said in living.values())}
         longest = max(float(said.get("longest_delay", 0.0)) for said in (about(self._bench.settings), *living.values()))
@@ -176,7 +177,7 @@ class WorkQueue:
         alive, lost = set(), []
         for status in found:
             version, _, name = status.workflow_id.partition("/")
-            has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in elsewhere - living.keys()
+            has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
             # Put off by a clock that has since been set back: it would wait for as long as that.
             too_late = status.status == "DELAYED" and (status.delay_until_epoch_ms or 0) > latest
             of_ours = version == VERSION and (has_gone or too_late or status.workflow_id in stuck)

@@ -239,31 +239,29 @@ def test_nodes_of_two_versions_work_side_by_side_while_they_are_replaced(
 def test_workers_that_share_a_full_volume_take_no_other_for_dead(
     orthanc: Orthanc, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
-    with (
-        small_volume(tmp_path / "volume", megabytes=128) as volume,
-        department(tmp_path, orthanc, postgresql, listeners=1, workers=2, data_dir=str(volume.folder / "data")) as (
-            nodes,
-            ports,
-        ),
-    ):
+    away = free_ports(1)[0]
+    with ExitStack() as undo:
+        volume = undo.enter_context(small_volume(tmp_path / "volume", megabytes=128))
+        kept = {"data_dir": str(volume.folder / "data")}
+        made = department(tmp_path, orthanc, postgresql, listeners=1, workers=2, away=away, **kept)
+        nodes, ports = undo.enter_context(made)
         sent = [make_study(tmp_path / "studies", 300 + number) for number in range(COUNT)]
         _send_all(ports[0], sent)
-        store = _store(nodes)
-        until(lambda: store.counts()["units"].get("reported", 0) >= 3, "studies are under way")
+        until(lambda: "delivery_failed" in nodes.logs(), "deliveries wait, which each worker takes up again")
         volume.fill()
         # Until what each has said is old, and they have looked twice since.
         time.sleep(STALE_SECONDS + 2 * _RECONCILE_SECONDS)
         workers = ("work-0", "work-1")
         assert all("no_room_to_work" in nodes.log(name) for name in workers)
-        assert store.counts()["units"].get("reported", 0) < COUNT, "the volume was full too late"
-        store.close()
         volume.make_room()
-        until(lambda: _all_done(nodes), f"every study is finished:\n{nodes.logs()[-4000:]}")
-        until(
-            lambda: all('"room_to_work"' in nodes.log(name) for name in workers), "each says that there is room again"
-        )
+        folder = tmp_path / "away"
+        folder.mkdir()
+        with Orthanc.started(folder, dicom_port=away) as back:
+            until(lambda: _all_done(nodes), f"every study is finished:\n{nodes.logs()[-4000:]}")
+            for pacs in (orthanc, back):
+                assert Counter(len(pacs.instances(each.study_uid)) for each in sent) == {2: COUNT}
+        until(lambda: all('"room_to_work"' in nodes.log(name) for name in workers), "each says that there is room")
         assert "lost_work_queued_again" not in nodes.logs()
-        assert Counter(len(orthanc.instances(each.study_uid)) for each in sent) == {2: COUNT}
         assert {name: process.poll() for name, process in nodes.processes.items() if process.poll() is not None} == {}
 
 

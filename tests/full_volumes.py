@@ -35,11 +35,11 @@ class Volume:
 
 
 @contextmanager
-def small_volume(folder: Path, *, megabytes: int) -> Iterator[Volume]:
-    """A volume of a few MiB, or a skip where this process may not mount one."""
+def small_volume(folder: Path, *, megabytes: int, files: int = 0) -> Iterator[Volume]:
+    """A volume of a few MiB and files (0: as many as go in), or a skip where this process may not mount one."""
     folder.mkdir(parents=True)
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "stepwedge-test", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,nr_inodes={files}", "stepwedge-test", str(folder)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.heatmap import PlacedHeat
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
-from stepwedge.durable import is_full, sync_folder, write_durably
+from stepwedge.durable import is_full, reserved, sync_folder, write_durably
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
@@ -38,6 +39,7 @@ log = structlog.get_logger()
 
 _RESULT = "result.json"
 _SCHEMA = 1  # of that file
+_RECEIPT_BYTES = 128  # a name of 32 characters and a time take fewer
 _UNFINISHED_SECONDS = 3600.0  # no analysis takes this long
 _unit_result = TypeAdapter(UnitResult)
 _unit = TypeAdapter(Unit)
@@ -96,10 +98,14 @@ def published_units(settings: Settings) -> Iterator[Published]:
             yield published
 
 
-def write_receipt(settings: Settings, unit: str, destination: str, at: float) -> None:
-    """Keep, beside a result, that a destination has taken it."""
-    text = json.dumps({"destination": destination, "at": at})
-    write_durably(_receipt(settings, unit, destination), text.encode())
+@contextmanager
+def receipt(settings: Settings, unit: str, destination: str) -> Iterator[Callable[[float], None]]:
+    """What keeps, beside a result, when a destination has taken it (seconds since 1970).
+
+    Its room is taken before the result is sent: without a receipt it would be sent again. Raises OSError for none.
+    """
+    with reserved(_receipt(settings, unit, destination), _RECEIPT_BYTES) as write:
+        yield lambda at: write(json.dumps({"destination": destination, "at": at}).encode())
 
 
 def delivered_at(settings: Settings, unit: str, destination: str) -> float | None:

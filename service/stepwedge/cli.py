@@ -12,12 +12,13 @@ from pathlib import Path
 from stepwedge import __version__
 from stepwedge.commands import backup, constancy, database, keys, package, page_token, policy, reload, simulate, study
 from stepwedge.commands.config_option import add_config, configured
-from stepwedge.errors import StepwedgeError
+from stepwedge.errors import ClockError, StepwedgeError
 from stepwedge.settings import load_settings
 from stepwedge.settings_reference import reference
 
-# Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why.
-FAILED, UNUSABLE = 1, 2
+# Exit statuses: 0 done; 1 done, and something in it failed; 2 cannot be done as asked, and the message says why;
+# 75 (EX_TEMPFAIL of sysexits.h) not now, and the same again later may succeed.
+FAILED, UNUSABLE, NOT_NOW = 1, 2, 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except StepwedgeError as error:
         print(f"stepwedge: {error}", file=sys.stderr)  # noqa: T201
-        return UNUSABLE
+        return NOT_NOW if isinstance(error, ClockError) else UNUSABLE
     except BrokenPipeError:
         # The reader of our output has gone, as with `| head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -114,11 +115,11 @@ def _serve(options: argparse.Namespace) -> int:
     from stepwedge import rundir
 
     rundir.hold(settings.data_dir)
-    rundir.gather_metrics(settings.metrics_dir)
-    from stepwedge.roles import load_models
-    from stepwedge.supervise import Supervisor
+    with rundir.gathered_metrics(settings.data_dir):
+        from stepwedge.roles import load_models
+        from stepwedge.supervise import Supervisor
 
-    return Supervisor(settings, load_models(settings)).run()
+        return Supervisor(settings, load_models(settings)).run()
 
 
 def _listen(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics
-from stepwedge.errors import StepwedgeError
+from stepwedge.errors import ClockError
 from stepwedge.store import Store
 
 log = structlog.get_logger()
@@ -23,15 +23,17 @@ log = structlog.get_logger()
 # life counts as old (``rundir.STALE_SECONDS``).
 LIMIT_SECONDS = 10.0
 _LOOK_SECONDS = 5.0
+# For this long one machine says that its clock was set: NTP that comes up late sets it right, once.
+_NEWS_SECONDS = 900.0
 
 
 def check(store: Store) -> None:
-    """Raise StepwedgeError where this node's clock is further from the database server's than nodes may be apart."""
+    """Raise ClockError where this node's clock is further from the database server's than nodes may be apart."""
     offset = store.clock_offset()
     if offset is None or abs(offset) <= LIMIT_SECONDS:
         return
     now = time.time()
-    raise StepwedgeError(
+    raise ClockError(
         f"the clock of this node says {_said(now)} and that of the database {_said(now - offset)}; they may be "
         f"{LIMIT_SECONDS:.0f} seconds apart: set the wrong one (NTP keeps it right), then start again"
     )
@@ -42,8 +44,8 @@ class ClockWatch:
 
     def __init__(self, store: Store, role: str) -> None:
         self._store, self._role = store, role
-        self._newest = store.newest()
-        self._set_apart = time.time() - time.monotonic()
+        self._newest: float | None = None
+        self._apart, self._since, self._was_set = _apart(), _running(), False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
         self._off = False
@@ -51,7 +53,7 @@ class ClockWatch:
 
     def start(self) -> None:
         """Look once, and go on looking."""
-        self._look()
+        self._try_to_look()
         self._thread.start()
 
     def stop(self) -> None:
@@ -66,11 +68,16 @@ class ClockWatch:
 
     def _run(self) -> None:
         while not self._stopped.wait(_LOOK_SECONDS):
-            try:
-                self._look()
-            except SQLAlchemyError as error:
-                # The database is away, which others say: nothing is known of the clock until it is back.
-                log.debug("clock_not_compared", error=type(error).__name__)
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        try:
+            self._look()
+        except SQLAlchemyError as error:
+            # The database is away, which others say: nothing is known of the clock until it is back.
+            log.debug("clock_not_compared", error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the edge of the thread, which must not end unseen
+            log.error("clock_not_compared", error=type(error).__name__)
 
     def _look(self) -> None:
         offset = self._store.clock_offset()
@@ -88,9 +95,31 @@ class ClockWatch:
         self._off = off
 
     def _alone(self) -> float:
-        """Seconds by which the clock was set since this process began, or by which rows lie in the future."""
-        was_set = time.time() - time.monotonic() - self._set_apart
-        return max(was_set, min(0.0, time.time() - self._newest), key=abs)
+        """Seconds by which the clock was set lately, or by which rows of before the start lie in the future."""
+        if self._newest is None:
+            self._newest = self._store.newest()
+        return max(self._set_lately(), min(0.0, time.time() - self._newest), key=abs)
+
+    def _set_lately(self) -> float:
+        """Seconds by which the clock was set. That it was is news for a while; then it is taken to be right."""
+        apart, now = _apart(), _running()
+        was_set = abs(apart - self._apart) > LIMIT_SECONDS
+        if was_set is not self._was_set:
+            self._was_set, self._since = was_set, now
+        elif now - self._since > _NEWS_SECONDS:
+            # Also where it was not set: many small corrections do not add up.
+            self._apart, self._since, self._was_set = apart, now, False
+        return apart - self._apart
+
+
+def _apart() -> float:
+    """What changes when the clock is set, and only then, seconds."""
+    return time.time() - _running()
+
+
+def _running() -> float:
+    """Seconds since the machine was started, those in which it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _said(at: float) -> str:

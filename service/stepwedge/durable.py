@@ -6,11 +6,17 @@ import errno
 import os
 import sqlite3
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What SQLite says where the volume under it is full, and where it meets that in its shared memory file.
-_SQLITE_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
+# What SQLite says where the volume under it is full, or a quota is used up, also where it meets that in its shared
+# memory file or when it syncs; PostgreSQL says disk_full.
+_SQLITE_FULL = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC}
+)
+_POSTGRESQL_FULL = "53100"
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -18,8 +24,9 @@ def is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        # Their low byte is the kind of error.
-        if isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _SQLITE_FULL:
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _SQLITE_FULL:
+            return True
+        if getattr(error, "sqlstate", None) == _POSTGRESQL_FULL:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -42,6 +49,33 @@ def write_durably(path: Path, contents: bytes, beside: Path | None = None) -> No
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def reserved(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
+    """Make sure that a small file can be written once something has been done that cannot be taken back.
+
+    Gives what writes it whole, ``size`` bytes at most, into room that is taken before. Raises OSError where there is
+    none; leaves nothing if it is not written.
+    """
+    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}-{path.name}"
+
+    def write(contents: bytes) -> None:
+        with temporary.open("r+b") as out:
+            out.write(contents.ljust(size))
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+
+    try:
+        with temporary.open("wb") as out:
+            out.write(bytes(size))
+            out.flush()
+            os.fsync(out.fileno())
+        yield write
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

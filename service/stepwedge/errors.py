@@ -14,6 +14,10 @@ class SettingsError(StepwedgeError):
     """A setting is missing or wrong."""
 
 
+class ClockError(StepwedgeError):
+    """The clock of this node is wrong; once it is right, a start succeeds."""
+
+
 class PackageError(StepwedgeError):
     """A model package is incomplete, altered or inconsistent."""
 

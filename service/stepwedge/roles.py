@@ -184,7 +184,7 @@ def work(settings: Settings) -> int:
         )
         remove_unfinished(settings)
         # Other workers know by this whether what we have started will go on.
-        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}", queue=workflow.VERSION)
+        executor = Heartbeat(settings.data_dir, f"work.{settings.worker.executor_id}", **workflow.about(settings))
         executor.start()
         undo.callback(executor.stop)
         queue = workflow.WorkQueue(bench)
@@ -253,8 +253,8 @@ def _look_after(queue: workflow.WorkQueue, stop: threading.Event) -> None:
             if time.monotonic() >= delete_at:
                 queue.delete_finished()
                 delete_at = time.monotonic() + _DELETE_SECONDS
-        except SQLAlchemyError as error:
-            # The database is busy or away: the queue itself tries again, and so does the next look.
+        except (SQLAlchemyError, OSError) as error:
+            # The database is busy or away, or the volume is: the queue itself tries again, and so does the next look.
             log.error("reconcile_failed", error=type(error).__name__)
         if stop.wait(_RECONCILE_SECONDS):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import threading
 from pathlib import Path
 
@@ -15,6 +15,8 @@ log = structlog.get_logger()
 # A result takes a few MiB, and the queue and the database write beside it. Far below the reserve that the DICOM node
 # leaves (spool.reserve_bytes): what it acknowledged is worked off in that.
 ENOUGH_BYTES = 33_554_432
+# A result and its receipts are about ten files.
+_ENOUGH_FILES = 256
 _LOOK_SECONDS = 1.0
 
 
@@ -33,19 +35,28 @@ class Room:
             pass
 
     def look(self) -> bool:
-        """Whether there is room. A change is logged."""
-        free = shutil.disk_usage(self._folder).free
-        full = free < ENOUGH_BYTES
+        """Whether there is room; none where the volume does not say. A change is logged."""
+        free, files = _left(self._folder)
+        full = free < ENOUGH_BYTES or files < _ENOUGH_FILES
         with self._lock:
             if full and not self._full:
-                log.error("no_room_to_work", free=free, wanted=ENOUGH_BYTES)
+                log.error("no_room_to_work", free=free, wanted=ENOUGH_BYTES, files=files, wanted_files=_ENOUGH_FILES)
             elif self._full and not full:
                 log.info("room_to_work", free=free)
-            if full is not self._full:
-                metrics.WORK_HELD.set(int(full))
+            # Each time: what a worker that died said last would stand otherwise.
+            metrics.WORK_HELD.set(int(full))
             self._full = full
         return not full
 
     def close(self) -> None:
         """Hold nobody any more."""
         self._closed.set()
+
+
+def _left(folder: Path) -> tuple[int, int]:
+    """Bytes and files that a user may still write to a volume; as many files as wanted where it does not count them."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return 0, 0
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else _ENOUGH_FILES

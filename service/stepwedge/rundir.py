@@ -1,19 +1,22 @@
-"""The ``run`` folder: who holds the data, which roles are alive, and where their metrics are gathered.
+"""The ``run`` folder: who holds the data and which roles are alive; and where their metrics are gathered, in memory.
 
-Nothing in it outlives the service.
+Nothing in either outlives the service.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from stepwedge.errors import StepwedgeError
 STALE_SECONDS = 20.0
 _INTERVAL_SECONDS = 1.0
 _CHANGES_WITHIN_SECONDS = 2.5
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the folders made there are of this user alone
 
 
 def take(file: Path) -> int:
@@ -90,14 +94,37 @@ def told(data_dir: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def gather_metrics(folder: Path) -> None:
-    """Make this process and the roles that it starts keep their metrics in a folder, from zero.
+@contextmanager
+def scratch(data_dir: Path, name: str) -> Iterator[Path]:
+    """An empty folder of this user alone, in memory where the machine has such a place; removed at the end.
 
-    Has to be called before ``stepwedge.metrics`` is imported: its library decides on import where metrics are kept.
+    For what processes of one machine map into their memory: on the data folder's volume, when it is full, the kernel
+    would end them (SIGBUS). What a killed process left there is removed first, so one process at a time may hold a
+    name. Raises StepwedgeError if the folder cannot be made.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.resolve())
+    place = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    key = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
+    folder = place / f"stepwedge-{os.getuid()}-{key}-{name}"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise StepwedgeError(f"{folder}: the folder cannot be made ({error.strerror}); remove what is there") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def gathered_metrics(data_dir: Path) -> Iterator[None]:
+    """Make this process and the roles that it starts keep their metrics in one folder, from zero.
+
+    Has to be entered before ``stepwedge.metrics`` is imported: its library decides on import where metrics are kept.
+    """
+    with scratch(data_dir, "metrics") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        yield
 
 
 class Heartbeat:
@@ -182,15 +209,10 @@ def silent(data_dir: Path, roles: Iterable[str]) -> set[str]:
     return {role for role, text in unsure.items() if _text(data_dir, role) in {text, None}}
 
 
-def said_by_living(data_dir: Path, roles: str, name: str) -> set[str]:
-    """What the living roles whose names begin so say under a name."""
-    said = set()
-    for file in (data_dir / "run").glob(f"{roles}*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            word = str(json.loads(file.read_text())[name])
-            if is_beating(data_dir, file.stem):
-                said.add(word)
-    return said
+def said_by_living(data_dir: Path, roles: str, others: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """What the living say (``Heartbeat``), by role: of those whose names begin so, and of some others."""
+    names = {*others, *(file.stem for file in (data_dir / "run").glob(f"{roles}*.json"))}
+    return {name: _said(_text(data_dir, name)) for name in sorted(names - silent(data_dir, names))}
 
 
 def at_work(data_dir: Path) -> str | None:
@@ -206,6 +228,14 @@ def at_work(data_dir: Path) -> str | None:
 def clear(data_dir: Path, role: str) -> None:
     """Forget what a role that has died said."""
     _file(data_dir, role).unlink(missing_ok=True)
+
+
+def _said(text: str | None) -> dict[str, Any]:
+    try:
+        values = json.loads(text or "")
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _text(data_dir: Path, role: str) -> str | None:

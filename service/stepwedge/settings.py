@@ -74,7 +74,9 @@ class Spool(_Group):
     """What is kept on disk."""
 
     reserve_bytes: int = Field(
-        1_073_741_824, ge=0, description="Free bytes below which instances are refused with 0xA700."
+        1_073_741_824,
+        ge=0,
+        description="Free bytes below which instances are refused with 0xA700. Below 32 MiB the worker begins nothing.",
     )
     quarantine_files: int = Field(500, ge=0, description="Most files kept in quarantine; more are only counted.")
     quarantine_bytes: int = Field(2_147_483_648, ge=0, description="Most bytes kept in quarantine.")
@@ -356,10 +358,6 @@ class Settings(BaseSettings):
     @property
     def queue_file(self) -> Path:
         return self.data_dir / "db" / "queue.sqlite"
-
-    @property
-    def metrics_dir(self) -> Path:
-        return self.data_dir / "run" / "metrics"
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics, reference, tracing
-from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, write_receipt
+from stepwedge.analysis import Published, analyse_unit, delivered_at, read_published, receipt
 from stepwedge.durable import is_full
 from stepwedge.errors import InferenceUnavailableError, StepwedgeError, where
 from stepwedge.identity import Site
@@ -76,8 +78,10 @@ def _analyse_once(bench: Bench, unit: Unit) -> str:
         return UNAVAILABLE
     except Exception as error:  # noqa: BLE001 - the edge of the work: record it, show it, go on with the next
         if is_full(error):
-            # Not the unit's fault, and nothing can be written of it: it is tried again, as often as need be.
+            # Not the unit's fault: it is tried again, as often as need be.
             log.error("analysis_without_room", unit=name)
+            with suppress(SQLAlchemyError):  # where even that can be written: a later revision need not wait for it
+                bench.store.set_unit(name, State.QUEUED)
             return WAITING
         log.error("analysis_failed", unit=name, error=type(error).__name__, where=where(error))
         return fail(bench, unit, "internal_error")
@@ -109,6 +113,8 @@ def _deliver_once(bench: Bench, name: str, destination: str) -> tuple[str, bool]
         return _try_again(bench.store, name, destination, str(error)), True
     except Exception as error:  # noqa: BLE001 - the edge of the work: a result must not be lost to a mistake of ours
         said = f"internal error {type(error).__name__} at {where(error)}"
+        if is_full(error):
+            said = "the volume has no room for the receipt"
         return _try_again(bench.store, name, destination, said), True
 
 
@@ -214,8 +220,9 @@ def _deliver(bench: Bench, name: str, destination: str) -> str:
     started = time.perf_counter()
     if delivered_at(bench.settings, name, destination) is None:
         tracing.note(objects=len(published.objects))
-        sink.send([item.path for item in published.objects])
-        write_receipt(bench.settings, name, destination, time.time())
+        with receipt(bench.settings, name, destination) as keep:
+            sink.send([item.path for item in published.objects])
+            keep(time.time())
     at = delivered_at(bench.settings, name, destination) or time.time()
     bench.store.set_delivery(name, destination, DELIVERED, at=at)
     metrics.DELIVERIES.labels(destination, DELIVERED).inc()

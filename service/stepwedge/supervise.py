@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 import yaml
+from prometheus_client.multiprocess import mark_process_dead
 
 from stepwedge import clock, metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
@@ -96,10 +98,11 @@ class Supervisor:
             clock.check(store)
             watch.start()
             if desk is not None:
+                folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
                 app = build_app(
                     {**self.checks(), "clock": watch.is_right},
                     store,
-                    settings.metrics_dir,
+                    Path(folder) if folder else None,
                     information={"watch": lambda: self._runs("watch")},
                     routes=page_routes(desk),
                 )
@@ -213,6 +216,9 @@ class Supervisor:
         now = time.monotonic()
         if role.start_again_at is None:
             rundir.clear(self._settings.data_dir, role.name)
+            if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+                # What it said of itself while it lived ends with it.
+                mark_process_dead(role.process.pid)  # type: ignore[no-untyped-call]
             role.failures = 0 if now - role.started > _WELL_SECONDS else role.failures + 1
             pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2.0 ** min(role.failures, 10))
             role.start_again_at = now + pause

@@ -36,6 +36,7 @@ log = structlog.get_logger()
 # meaning of the steps changes, and the worker queues the unfinished work of the older version anew, once no worker of
 # that version lives.
 VERSION = "1"
+_UNSAID_VERSION = "1"  # of workers that do not say theirs yet
 APPLICATION = "stepwedge"
 ANALYSES, DELIVERIES = "analyses", "deliveries"
 ANALYSE, DELIVER = "analyse", "deliver"
@@ -63,6 +64,13 @@ def analysis_id(unit: Unit, attempt: int = 0) -> str:
 def delivery_id(unit: str, destination: str, attempt: int, tries: int = 0) -> str:
     """The identifier of an attempt to deliver."""
     return f"{VERSION}/{DELIVER}/{unit}/{destination}/{tries}/{attempt}"
+
+
+def about(settings: Settings) -> dict[str, str]:
+    """What a living worker tells the others (``rundir.Heartbeat``): whose work it does, and how long it puts off."""
+    worker = settings.worker
+    longest = max(worker.analysis_backoff_limit_seconds, worker.delivery_backoff_limit_seconds)
+    return {"queue": VERSION, "longest_delay": str(longest)}
 
 
 def prepare_queue(settings: Settings) -> None:
@@ -128,7 +136,10 @@ class WorkQueue:
 
     def reconcile(self) -> int:
         """Queue whatever has not ended and is in no queue: lost, or of another version. How much that was."""
-        self._room.look()  # on a full volume nothing is taken from the queue, so that nobody else would say it
+        # On a full volume no worker can say that it lives: whoever cannot, judges none of the others.
+        settings = self._bench.settings
+        if not self._room.look() or not rundir.is_beating(settings.data_dir, f"work.{settings.worker.executor_id}"):
+            return 0
         store = self._bench.store
         units = store.units(states=[State.QUEUED, State.RUNNING])
         deliveries = store.deliveries(state=steps.PENDING)
@@ -149,23 +160,28 @@ class WorkQueue:
         are cancelled; so are those of our own that have begun and do not run, because the queue could not be written
         when they ended.
         """
-        own, data_dir = self._bench.settings.worker.executor_id, self._bench.settings.data_dir
-        # While nodes are replaced one by one, workers of two versions leave each other's work alone.
-        versions = {VERSION, *rundir.said_by_living(data_dir, "work.", "queue")}
+        own = self._bench.settings.worker.executor_id
         found = DBOS.list_workflows(status=_ALIVE, load_input=False)
-        elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
-        gone = rundir.silent(data_dir, elsewhere)
-        latest = (time.time() + self._longest_delay() + LIMIT_SECONDS) * 1000
         begun = {each.workflow_id for each in found if each.status == "PENDING" and each.executor_id == own}
         # Twice in a row: what has just been taken from the queue is about to run.
-        stuck, self._stuck = self._stuck & (begun - self._running), frozenset(begun - self._running)
+        idle = frozenset(begun - self._running)
+        stuck, self._stuck = self._stuck & idle, idle
+        elsewhere = {f"work.{each.executor_id}" for each in found if each.status == "PENDING"} - {f"work.{own}"}
+        living = rundir.said_by_living(self._bench.settings.data_dir, "work.", elsewhere)
+        gone = elsewhere - living.keys()
+        # While nodes are replaced one by one, workers of two versions leave each other's work alone.
+        versions = {VERSION, *(said.get("queue", _UNSAID_VERSION) for said in living.values())}
+        longest = max(float(said.get("longest_delay", 0.0)) for said in (about(self._bench.settings), *living.values()))
+        # By the database's clock: one's own may be the one that is wrong.
+        latest = (time.time() - (self._bench.store.clock_offset() or 0.0) + longest + LIMIT_SECONDS) * 1000
         alive, lost = set(), []
         for status in found:
             version, _, name = status.workflow_id.partition("/")
             has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
             # Put off by a clock that has since been set back: it would wait for as long as that.
             too_late = status.status == "DELAYED" and (status.delay_until_epoch_ms or 0) > latest
-            if version not in versions or has_gone or too_late or status.workflow_id in stuck:
+            of_ours = version == VERSION and (has_gone or too_late or status.workflow_id in stuck)
+            if version not in versions or of_ours:
                 lost.append(status.workflow_id)
             else:
                 alive.add(name)
@@ -173,10 +189,6 @@ class WorkQueue:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))
         return alive
-
-    def _longest_delay(self) -> float:
-        worker = self._bench.settings.worker
-        return max(worker.analysis_backoff_limit_seconds, worker.delivery_backoff_limit_seconds)
 
     def delete_finished(self) -> int:
         """Delete the records of work that ended long ago."""
@@ -209,13 +221,20 @@ class WorkQueue:
             steps.fail(self._bench, unit, "internal_error")
             return 0
         if last:
-            unit = self._bench.store.retry_unit(unit)
-            if unit is None:
-                return 0  # it went on while we looked
+            # Every worker that is left finds it lost: the first one counts the try, and all queue the same one.
+            self._bench.store.retry_unit(unit)
+            unit = self._bench.store.unit(name)
+            if unit is None or unit.state not in {State.QUEUED, State.RUNNING}:
+                return 0
         _enqueue(ANALYSES, self._workflows[ANALYSE], analysis_id(unit), (unit.unit, 0))
         return 1
 
     def _revive_delivery(self, delivery: Delivery) -> int:
+        # Every worker that is left finds it lost, and all queue the same attempt, which follows the last one.
+        made = DBOS.list_workflows(workflow_id_prefix=_attempts_to(delivery), load_input=False, load_output=False)
+        if any(each.status in _ALIVE for each in made):
+            return 0
+        last = max((each.workflow_id for each in made), key=_order, default=None)
         now = [item for item in self._bench.store.deliveries(unit=delivery.unit) if item == delivery]
         if not now:
             return 0  # it went on while we looked
@@ -223,7 +242,7 @@ class WorkQueue:
             steps.deliver(self._bench, delivery.unit, delivery.destination)  # says why it is withheld
             return 0
         attempt = delivery.attempts + 1
-        identifier = delivery_id(delivery.unit, delivery.destination, attempt, tries=int(time.time()))
+        identifier = _next_id(last) if last else delivery_id(delivery.unit, delivery.destination, attempt)
         queue = _queue_to(delivery.destination)
         _enqueue(queue, self._workflows[DELIVER], identifier, (delivery.unit, delivery.destination, attempt))
         return 1
@@ -254,10 +273,11 @@ def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable
         finally:
             running.discard(identifier)
 
+    # They wait for room before the step, which does not begin where the work was cancelled meanwhile; a step that finds
+    # none is of a worker that is to end.
     @DBOS.step(name="analyse")
     def analyse_step(name: str) -> str:
-        room.wait()
-        return steps.analyse(bench, name)
+        return steps.analyse(bench, name) if room.look() else steps.WAITING
 
     @DBOS.step(name="give_up")
     def give_up_step(name: str) -> str:
@@ -269,12 +289,12 @@ def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable
 
     @DBOS.step(name="deliver")
     def deliver_step(name: str, destination: str) -> str:
-        room.wait()
-        return steps.deliver(bench, name, destination)
+        return steps.deliver(bench, name, destination) if room.look() else steps.PENDING
 
     @DBOS.workflow(name=ANALYSE, max_recovery_attempts=_MAXIMUM_RECOVERIES)
     def analyse(name: str, attempt: int) -> None:
         with noted() as identifier:
+            room.wait()
             outcome = analyse_step(name)
             if outcome in {steps.UNAVAILABLE, steps.WAITING}:
                 # What waits for an earlier revision has tried nothing yet.
@@ -291,6 +311,7 @@ def _register(bench: Bench, room: Room, running: set[str]) -> dict[str, Callable
     @DBOS.workflow(name=DELIVER, max_recovery_attempts=None)
     def deliver(name: str, destination: str, attempt: int) -> None:
         with noted() as identifier:
+            room.wait()
             if deliver_step(name, destination) == steps.PENDING:
                 again, delay = _next_id(identifier), _delivery_delay(worker, attempt)
                 _enqueue(_queue_to(destination), deliver, again, (name, destination, attempt + 1), delay=delay)
@@ -316,6 +337,12 @@ def _next_id(identifier: str) -> str:
     """The identifier of the attempt after this one."""
     start, _, number = identifier.rpartition("/")
     return f"{start}/{int(number) + 1}"
+
+
+def _order(identifier: str) -> tuple[int, int]:
+    """Try and attempt, by which the attempts at one delivery follow each other."""
+    _, tries, attempt = identifier.rsplit("/", 2)
+    return int(tries), int(attempt)
 
 
 def _queue_to(destination: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from full_volumes import small_volume
 from packages import write_package, write_policy
 from peers import Orthanc, free_ports
 from postgresql import PASSWORD, PostgreSQL
@@ -24,6 +25,7 @@ from sender import Sent, make_study, send, send_once
 from stepwedge.database import open_store, store_url
 from stepwedge.migrations import STEPS, Step, changing, forward
 from stepwedge.roles import _RECONCILE_SECONDS
+from stepwedge.rundir import STALE_SECONDS
 from stepwedge.schema import VERSION
 from stepwedge.settings import Settings, load_settings
 from stepwedge.store import Store, make_engine
@@ -78,12 +80,19 @@ class Nodes:
 
 @contextmanager
 def department(
-    folder: Path, orthanc: Orthanc, server: PostgreSQL, *, listeners: int, workers: int, away: int | None = None
+    folder: Path,
+    orthanc: Orthanc,
+    server: PostgreSQL,
+    *,
+    listeners: int,
+    workers: int,
+    away: int | None = None,
+    **changes: Any,
 ) -> Iterator[tuple[Nodes, list[int]]]:
     """Listeners, workers and an inference server; the ports of the listeners. ``away`` is a second destination's."""
     package, policy = write_package(folder / "package"), write_policy(folder / "policy.yaml")
     to = [destination(orthanc.dicom_port), *([destination(away, name="away")] if away else [])]
-    values: dict[str, Any] = settings_for(package, policy, to)
+    values: dict[str, Any] = settings_for(package, policy, to, **changes)
     values["database"] = {"url": server.new_database()}
     service = Service(folder / "nodes", values)
     nodes = Nodes(folder / "nodes", service)
@@ -188,7 +197,7 @@ def test_nodes_of_two_versions_work_side_by_side_while_they_are_replaced(
     orthanc: Orthanc, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
     away = free_ports(1)[0]
-    with department(tmp_path, orthanc, postgresql, listeners=2, workers=1, away=away) as (nodes, ports):
+    with department(tmp_path, orthanc, postgresql, listeners=2, workers=2, away=away) as (nodes, ports):
         sent = [make_study(tmp_path / "studies", 200 + number) for number in range(COUNT)]
         _send_all(ports[0], sent[:5])
         engine = make_engine(store_url(_settings(nodes)))
@@ -208,9 +217,10 @@ def test_nodes_of_two_versions_work_side_by_side_while_they_are_replaced(
         until(lambda: _is_ready(page), f"the older listener is ready again:\n{nodes.logs()[-3000:]}")
         _send_all(ports[1], sent[5:15])
         until(lambda: "delivery_failed" in nodes.log("work-0"), "deliveries wait in the queue")
+        nodes.kill("work-1")  # what it leaves is the other older one's to take over
         looks = nodes.log("work-next").count("delivery_failed")
         time.sleep(2 * _RECONCILE_SECONDS + 1)  # two looks for lost work: neither takes the other's for lost
-        assert "lost_work_queued_again" not in nodes.logs()
+        assert "lost_work_queued_again" not in nodes.log("work-next")
         assert nodes.log("work-next").count("delivery_failed") == looks == 0
         # The last worker of the older version goes; what it had, and what the older listeners queue, is taken over.
         nodes.kill("work-0")
@@ -224,6 +234,35 @@ def test_nodes_of_two_versions_work_side_by_side_while_they_are_replaced(
         store = _store(nodes)
         assert len(store.observations()) == COUNT
         store.close()
+
+
+def test_workers_that_share_a_full_volume_take_no_other_for_dead(
+    orthanc: Orthanc, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    away = free_ports(1)[0]
+    with ExitStack() as undo:
+        volume = undo.enter_context(small_volume(tmp_path / "volume", megabytes=128))
+        kept = {"data_dir": str(volume.folder / "data")}
+        made = department(tmp_path, orthanc, postgresql, listeners=1, workers=2, away=away, **kept)
+        nodes, ports = undo.enter_context(made)
+        sent = [make_study(tmp_path / "studies", 300 + number) for number in range(COUNT)]
+        _send_all(ports[0], sent)
+        until(lambda: "delivery_failed" in nodes.logs(), "deliveries wait, which each worker takes up again")
+        volume.fill()
+        # Until what each has said is old, and they have looked twice since.
+        time.sleep(STALE_SECONDS + 2 * _RECONCILE_SECONDS)
+        workers = ("work-0", "work-1")
+        assert all("no_room_to_work" in nodes.log(name) for name in workers)
+        volume.make_room()
+        folder = tmp_path / "away"
+        folder.mkdir()
+        with Orthanc.started(folder, dicom_port=away) as back:
+            until(lambda: _all_done(nodes), f"every study is finished:\n{nodes.logs()[-4000:]}")
+            for pacs in (orthanc, back):
+                assert Counter(len(pacs.instances(each.study_uid)) for each in sent) == {2: COUNT}
+        until(lambda: all('"room_to_work"' in nodes.log(name) for name in workers), "each says that there is room")
+        assert "lost_work_queued_again" not in nodes.logs()
+        assert {name: process.poll() for name, process in nodes.processes.items() if process.poll() is not None} == {}
 
 
 def test_an_outage_of_the_database_loses_nothing_that_was_acknowledged(

@@ -26,6 +26,7 @@ from stepwedge.inference.engine import CPU, cuda_obstacle
 from stepwedge.inference.wire import encode
 from stepwedge.manifest import GOLDEN, Package, load_package
 from stepwedge.records import ModelReference
+from stepwedge.rundir import scratch
 
 # Generous: a machine under load is not a broken one. Nothing here waits longer than it has to.
 PATIENCE_SECONDS = 120.0
@@ -99,6 +100,8 @@ class Server:
             if process.is_running():
                 process.kill()
         psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
+        with scratch(self.folder / "data", "infer"):
+            pass  # what a killed one left in memory is removed
 
 
 def free_port() -> int:

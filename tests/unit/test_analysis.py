@@ -25,8 +25,8 @@ from stepwedge.analysis import (
     delivered_at,
     published_units,
     read_published,
+    receipt,
     remove_unfinished,
-    write_receipt,
 )
 from stepwedge.errors import InferenceRefusedError, InferenceUnavailableError
 from stepwedge.identity import Site, load_site
@@ -378,7 +378,8 @@ class TestReceipts:
         department.analyse(revision)
         unit = department.unit(revision).unit
         assert delivered_at(department.settings, unit, "pacs") is None
-        write_receipt(department.settings, unit, "pacs", 1234.5)
+        with receipt(department.settings, unit, "pacs") as keep:
+            keep(1234.5)
         assert delivered_at(department.settings, unit, "pacs") == 1234.5
         assert delivered_at(department.settings, unit, "archive") is None
 
@@ -386,7 +387,8 @@ class TestReceipts:
         revision = department.revision(image_of_study(DARK))
         department.analyse(revision)
         before = contents(department.folder(revision))
-        write_receipt(department.settings, department.unit(revision).unit, "pacs", 1234.5)
+        with receipt(department.settings, department.unit(revision).unit, "pacs") as keep:
+            keep(1234.5)
         after = contents(department.folder(revision))
         assert after.keys() - before.keys() == {"delivered.pacs.json"}
         assert {name: after[name] for name in before} == before

@@ -16,7 +16,7 @@ from instances import received
 from packages import write_package, write_policy
 from radiographs import BRIGHT, DARK, radiograph
 from stepwedge import actions
-from stepwedge.analysis import analyse_unit, write_receipt
+from stepwedge.analysis import analyse_unit, receipt
 from stepwedge.dicom.context import is_own_result
 from stepwedge.dicom.spool import InstanceSpool
 from stepwedge.dicom.studies import StudyCloser
@@ -71,7 +71,8 @@ class Node:
             self.store.set_unit(unit.unit, result.state, [reason.code for reason in result.reasons], at=5.0)
 
     def deliver(self, unit: str, destination: str, at: float) -> None:
-        write_receipt(self.settings, unit, destination, at)
+        with receipt(self.settings, unit, destination) as keep:
+            keep(at)
         self.store.set_delivery(unit, destination, "delivered", at=at)
 
 

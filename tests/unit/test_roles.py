@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
 from packages import write_package, write_policy
+from stepwedge import roles
 from stepwedge.errors import PackageError, PolicyError, SettingsError
 from stepwedge.manifest import load_package
 from stepwedge.package.site import approve
@@ -63,3 +65,27 @@ def test_a_key_that_is_not_there_is_named(folder: Path) -> None:
 def test_nothing_to_run_is_an_error(folder: Path) -> None:
     with pytest.raises(SettingsError, match="there is nothing to run"):
         load_models(Settings())
+
+
+def test_a_look_for_lost_work_that_meets_a_volume_that_is_away_is_followed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = threading.Event()
+
+    class Queue:
+        looks = 0
+
+        def reconcile(self) -> int:
+            self.looks += 1
+            if self.looks == 1:
+                raise OSError("the volume is away")
+            stop.set()
+            return 0
+
+        def delete_finished(self) -> int:
+            return 0
+
+    queue = Queue()
+    monkeypatch.setattr(roles, "_RECONCILE_SECONDS", 0.0)
+    roles._look_after(queue, stop)
+    assert queue.looks == 2

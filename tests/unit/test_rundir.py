@@ -168,7 +168,18 @@ class TestHeartbeat:
         heartbeat.start()
         (tmp_path / "run" / "work.dead.json").write_text(json.dumps({"pid": 1, "at": 1.0, "queue": "6"}))
         (tmp_path / "run" / "work.older.json").write_text(json.dumps({"pid": 1, "at": time.time()}))
-        assert rundir.said_by_living(tmp_path, "work.", "queue") == {"7"}
+        (tmp_path / "run" / "listen.json").write_text(json.dumps({"pid": 1, "at": time.time()}))
+        said = rundir.said_by_living(tmp_path, "work.", ["work.never"])
+        assert {role: values.get("queue") for role, values in said.items()} == {"work.one": "7", "work.older": None}
+        heartbeat.stop()
+
+    def test_what_a_living_role_says_is_read_however_wrong_its_clock_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heartbeat = rundir.Heartbeat(tmp_path, "work.off", queue="7")
+        heartbeat.start()
+        monkeypatch.setattr(rundir, "is_beating", lambda *_: False)  # as a clock a day off has it
+        assert rundir.said_by_living(tmp_path, "work.")["work.off"]["queue"] == "7"
         heartbeat.stop()
 
     def test_what_a_dead_role_said_can_be_forgotten(self, tmp_path: Path) -> None:
@@ -183,9 +194,32 @@ def test_metrics_start_from_zero_in_a_folder_that_the_roles_inherit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "elsewhere")
-    folder = tmp_path / "run" / "metrics"
-    folder.mkdir(parents=True)
-    (folder / "counter_1.db").write_text("old")
-    rundir.gather_metrics(folder)
-    assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(folder)
-    assert list(folder.iterdir()) == []
+    with rundir.gathered_metrics(tmp_path):
+        folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        (folder / "counter_1.db").write_text("of a service that is killed")
+        with rundir.gathered_metrics(tmp_path):
+            assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(folder)
+            assert list(folder.iterdir()) == []
+        with rundir.gathered_metrics(tmp_path / "another"):
+            assert os.environ["PROMETHEUS_MULTIPROC_DIR"] != str(folder)
+    assert not folder.exists()
+
+
+def test_what_is_mapped_into_memory_does_not_lie_on_the_volume_of_the_data(tmp_path: Path) -> None:
+    with rundir.scratch(tmp_path, "metrics") as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        if os.access("/dev/shm", os.W_OK):
+            assert folder.parent == Path("/dev/shm")
+
+
+def test_a_folder_that_another_user_made_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "_MEMORY", tmp_path)
+    with rundir.scratch(tmp_path, "metrics") as folder:
+        pass
+    folder.write_text("not a folder")
+    with pytest.raises(StepwedgeError, match="cannot be made"), rundir.scratch(tmp_path, "metrics"):
+        pass
+    folder.unlink()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StepwedgeError, match="cannot be made"), rundir.scratch(tmp_path, "metrics"):
+        pass

@@ -126,7 +126,7 @@ class TestPaths:
 
     def test_everything_that_is_kept_lies_under_the_data_folder(self, tmp_path: Path) -> None:
         settings = load_settings(write(tmp_path, {"data_dir": "data"}))
-        for path in (settings.database_file, settings.queue_file, settings.metrics_dir):
+        for path in (settings.database_file, settings.queue_file):
             assert path.is_relative_to(tmp_path / "data")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from packages import write_package, write_policy
 from prometheus_client import REGISTRY
 from radiographs import BRIGHT, DARK, radiograph
 from stepwedge import steps
-from stepwedge.analysis import delivered_at, read_published, results_dir, write_receipt
+from stepwedge.analysis import delivered_at, read_published, receipt, results_dir
 from stepwedge.errors import DeliveryError, InferenceUnavailableError
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
@@ -372,6 +374,16 @@ class TestRevisions:
         department.store.set_unit(first, State.FAILED, ("internal_error",), at=1.0)
         assert steps.analyse(department.bench, second) == "reported"
 
+    def test_an_older_one_that_met_a_full_volume_holds_up_no_newer_one(self, department: Department) -> None:
+        first = department.queue(1)
+        equipment = department.bench.equipment
+        department.run_with(OSError(errno.ENOSPC, "no space left on device"))
+        assert steps.analyse(department.bench, first) == steps.WAITING
+        assert department.unit(first).state is State.QUEUED
+        second = department.queue(2)
+        department.change(equipment=equipment)
+        assert steps.analyse(department.bench, second) == "reported"
+
     def test_they_go_to_a_destination_in_their_order(self, department: Department) -> None:
         first = department.queue(1, brightness=DARK)
         steps.analyse(department.bench, first)
@@ -478,7 +490,8 @@ class TestDelivery:
         assert len(department.sinks["test"].taken) == 1
 
     def test_a_receipt_counts_although_the_database_knows_of_none(self, department: Department, unit: str) -> None:
-        write_receipt(department.bench.settings, unit, "test", 1234.5)
+        with receipt(department.bench.settings, unit, "test") as keep:
+            keep(1234.5)
         assert steps.deliver(department.bench, unit, "test") == steps.DELIVERED
         assert department.sinks["test"].taken == []
         assert department.delivery(unit).updated_at == 1234.5
@@ -506,6 +519,21 @@ class TestDelivery:
         assert (waiting.state, waiting.attempts) == ("pending", 1)
         assert waiting.error.startswith("internal error ValueError at test_steps:")
         assert NAME not in str(logged) + waiting.error
+
+    def test_without_room_for_its_receipt_it_is_not_sent(
+        self, department: Department, unit: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert steps.deliver(department.bench, unit, "test") == steps.PENDING
+        assert department.sinks["test"].taken == []
+        assert department.delivery(unit).error == "the volume has no room for the receipt"
+        assert not list((results_dir(department.bench.settings) / unit).glob(".*"))
+        assert steps.deliver(department.bench, unit, "test") == steps.DELIVERED
+        assert len(department.sinks["test"].taken) == 1
 
     def test_a_result_that_cannot_be_read_keeps_it_waiting_and_says_so(self, department: Department, unit: str) -> None:
         file = results_dir(department.bench.settings) / unit / "result.json"

@@ -23,6 +23,7 @@ from stepwedge import rundir, steps, workflow
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
 from stepwedge.pipeline import Equipment
+from stepwedge.records import State
 from stepwedge.roles import load_models
 from stepwedge.settings import load_settings
 from stepwedge.steps import Bench
@@ -33,11 +34,12 @@ PATIENCE_SECONDS = 60.0
 
 # A worker with the engine in its own process. Files in its folder say what it does and meets: `runs` and
 # `sent.<destination>` get a line each time, `hang` makes the model never answer, `away` its server unavailable, and
-# the destination `mute` never answers.
+# the destination `mute` never answers; while `dumb` is there, the worker cannot say that it lives, and while `no_room`
+# is, its volume is full; `stop` ends it as an operator would.
 WORKER = """
 import sys, time
 from pathlib import Path
-from stepwedge import logs, rundir, workflow
+from stepwedge import logs, room, rundir, workflow
 from stepwedge.errors import InferenceUnavailableError
 from stepwedge.identity import load_site
 from stepwedge.inference.engine import OnnxEngine
@@ -47,7 +49,7 @@ from stepwedge.settings import load_settings
 from stepwedge.steps import Bench
 from stepwedge.store import Store
 
-folder, executor = Path(sys.argv[1]), sys.argv[2]
+folder, executor, workflow.VERSION = Path(sys.argv[1]), *sys.argv[2:]
 settings = load_settings(folder / "stepwedge.yaml")
 worker = settings.worker.model_copy(update={"executor_id": executor})
 settings = settings.model_copy(update={"worker": worker})
@@ -88,10 +90,24 @@ bench = Bench(
     equipment=equipment,
     sinks={to.name: Sink(to.name) for to in settings.destinations},
 )
-rundir.Heartbeat(settings.data_dir, f"work.{executor}").start()
+heartbeat = rundir.Heartbeat(settings.data_dir, f"work.{executor}", **workflow.about(settings))
+heartbeat.start()
 workflow.prepare_queue(settings)
+def look_for_room():
+    room.ENOUGH_BYTES = 1 << 62 if (folder / "no_room").exists() else 0
+
+look_for_room()
 queue = workflow.WorkQueue(bench)
 while True:
+    look_for_room()
+    if (folder / "stop").exists():
+        queue.stop()
+        sys.exit()
+    if (folder / "dumb").exists():
+        heartbeat.stop()
+    elif heartbeat._stopped.is_set():
+        heartbeat = rundir.Heartbeat(settings.data_dir, f"work.{executor}", **workflow.about(settings))
+        heartbeat.start()
     queue.reconcile()
     note("looked", executor)
     time.sleep(0.2)
@@ -163,11 +179,11 @@ class Department:
         assert steps.analyse(bench, unit.unit) == "reported"
 
     @contextmanager
-    def worker(self, executor: str = "first") -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, executor: str = "first", *, version: str = workflow.VERSION) -> Iterator[subprocess.Popen[bytes]]:
         """A running worker; killed at the end, if not before."""
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(self.folder), executor], stdout=log, stderr=log
+                [sys.executable, "-c", WORKER, str(self.folder), executor, version], stdout=log, stderr=log
             )
         try:
             yield process
@@ -175,15 +191,26 @@ class Department:
             process.kill()
             process.wait()
 
-    def kill_while_running(self, executor: str) -> None:
+    def kill_while_running(self, executor: str, *, version: str = workflow.VERSION) -> None:
         """Start a worker, and kill it as soon as it runs the model."""
         hang = self.folder / "hang"
         hang.touch()
-        with self.worker(executor) as process:
+        with self.worker(executor, version=version) as process:
             self.until(lambda: self.lines("runs") == [executor], "the model runs")
             process.kill()
             process.wait()
         hang.unlink()
+
+    def last_said(self, executor: str, ago: float) -> None:
+        """Set back when a worker that is killed said last that it lives."""
+        file = self.settings.data_dir / "run" / f"work.{executor}.json"
+        said = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(said | {"at": time.time() - ago}), encoding="utf-8")
+
+    def looks(self, executor: str) -> None:
+        """Wait until a worker has looked twice more for lost work."""
+        before = self.lines("looked").count(executor)
+        self.until(lambda: self.lines("looked").count(executor) >= before + 3, "it looks for lost work")
 
     def lines(self, name: str) -> list[str]:
         file = self.folder / name
@@ -253,17 +280,91 @@ def test_another_worker_finishes_it_once_the_killed_one_is_known_to_be_gone(depa
     unit = department.add()
     department.enqueue(unit)
     department.kill_while_running("first")
-    heartbeat = department.settings.data_dir / "run" / "work.first.json"
-    said = json.loads(heartbeat.read_text(encoding="utf-8"))
-    heartbeat.write_text(json.dumps(said | {"at": time.time() + 3 * rundir.STALE_SECONDS / 4}), encoding="utf-8")
+    department.last_said("first", -3 * rundir.STALE_SECONDS / 4)
     with department.worker("second"):
-        department.until(lambda: department.lines("looked").count("second") > 2, "the other one looks for work")
+        department.looks("second")
         assert department.lines("runs") == ["first"], "it may still be at it"
-        heartbeat.write_text(json.dumps(said | {"at": time.time() - 2 * rundir.STALE_SECONDS}), encoding="utf-8")
+        department.last_said("first", 2 * rundir.STALE_SECONDS)
         department.until(department.nothing_waits, "the work is done")
     assert department.state(unit) == "reported"
     assert department.lines("runs") == ["first", "second"]
     assert department.lines("sent.pacs") == [unit.unit]
+
+
+def test_a_worker_that_cannot_say_that_it_lives_takes_no_other_for_dead(department: Department) -> None:
+    unit = department.add()
+    department.enqueue(unit)
+    department.kill_while_running("first")
+    department.last_said("first", 2 * rundir.STALE_SECONDS)
+    dumb = department.folder / "dumb"
+    dumb.touch()
+    with department.worker("second"):
+        department.looks("second")
+        assert department.lines("runs") == ["first"]
+        assert department.statuses(workflow.analysis_id(unit)) == ["PENDING"]
+        dumb.unlink()
+        department.until(department.nothing_waits, "the work is done")
+    assert department.lines("runs") == ["first", "second"]
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_room_begins_nothing(department: Department) -> None:
+    unit = department.add()
+    no_room, stop = department.folder / "no_room", department.folder / "stop"
+    no_room.touch()
+    department.enqueue(unit)
+    with department.worker() as process:
+        department.until(lambda: department.statuses(workflow.analysis_id(unit)) == ["PENDING"], "it has been taken")
+        stop.touch()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    assert department.lines("runs") == []
+    assert department.state(unit) == "queued"
+    no_room.unlink()
+    stop.unlink()
+    with department.worker():
+        department.until(department.nothing_waits, "the work is done")
+    assert department.lines("runs") == ["first"]
+
+
+def test_what_a_killed_worker_of_another_version_was_at_is_left_to_those_of_that_version(
+    department: Department, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = department.add()
+    with monkeypatch.context() as older:
+        older.setattr(workflow, "VERSION", "0")
+        department.enqueue(unit)
+    department.kill_while_running("first", version="0")
+    department.last_said("first", 2 * rundir.STALE_SECONDS)
+    other = rundir.Heartbeat(department.settings.data_dir, "work.other", queue="0")
+    other.start()
+    with department.worker("second"):
+        department.looks("second")
+        assert department.statuses("0/") == ["PENDING"]
+        other.stop()  # the last one of that version goes
+        department.until(department.nothing_waits, "the work is done")
+    assert department.statuses("0/") == ["CANCELLED"]
+    assert department.lines("runs") == ["first", "second"]
+
+
+def test_workers_that_find_the_same_work_lost_queue_it_once(department: Department) -> None:
+    analysed = department.add(1)
+    department.analyse_here(analysed)
+    running = [department.add(number) for number in range(2, 8)]
+    department.enqueue(*running)
+    with department.worker("first"):
+        department.until(lambda: department.nothing_waits(), "the work is done")
+    for unit in running:
+        department.store.set_unit(unit.unit, State.RUNNING)
+    department.store.set_delivery(analysed.unit, "pacs", "pending", at=time.time())
+    seen = department.store.unit(running[0].unit)
+    assert seen is not None
+    assert department.store.retry_unit(seen) is not None
+    assert department.store.retry_unit(seen) is None
+    again = department.store.unit(seen.unit)
+    assert again is not None
+    assert again.tries == seen.tries + 1
+    with department.worker("second"), department.worker("third"):
+        department.until(department.nothing_waits, "the work is done")
+    assert {unit.tries for unit in map(department.store.unit, [each.unit for each in running]) if unit} == {1}
 
 
 def test_a_lost_queue_loses_neither_units_nor_deliveries(department: Department) -> None:

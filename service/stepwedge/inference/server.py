@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import fcntl
 import os
-import shutil
 import signal
 import sys
 import time
@@ -37,6 +35,7 @@ from stepwedge import logs, tracing
 from stepwedge.errors import EngineError, SettingsError, StepwedgeError
 from stepwedge.inference.plane import DataPlane, LoadedModel, data_plane
 from stepwedge.manifest import load_package
+from stepwedge.rundir import scratch, take
 from stepwedge.settings import Inference, Settings, load_settings
 from stepwedge.signing import load_trust
 
@@ -52,7 +51,7 @@ _REQUEST_SECONDS = 300
 _TARGET = "stepwedge.inference.server:InferenceServer"
 # Files in BentoML's home by which its processes tell each other things.
 _FAILURE, _STARTS, _PARENT = "failed", "starts", "parent"
-_SCRATCH, _LOCK = "scratch", "lock"
+_SCRATCH = "scratch"
 _PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()
@@ -167,25 +166,23 @@ def serve(settings: Settings) -> int:
         raise SettingsError("models is empty: there is nothing to serve; name a package and a policy in the settings")
     for model in settings.models:
         load_package(model.package, load_trust(settings.trust.keys))
-    home = settings.data_dir.absolute() / "run" / "bentoml"
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # Not a StepwedgeError: a server that is stopping lets go of it soon.
-            log.error("data_folder_in_use", folder=str(home))
-            return 1
-        return _run_bentoml(settings.inference, home)
+    try:
+        lock = take(settings.data_dir / "run" / "infer.lock")
+    except BlockingIOError:
+        # Not a StepwedgeError: a server that is stopping lets go of it soon.
+        log.error("data_folder_in_use", folder=str(settings.data_dir))
+        return 1
+    try:
+        with scratch(settings.data_dir, "infer") as home:
+            return _run_bentoml(settings.inference, home)
+    finally:
+        os.close(lock)
 
 
 def _run_bentoml(settings: Inference, home: Path) -> int:
     from bentoml_cli.cli import cli
 
-    shutil.rmtree(home / _SCRATCH, ignore_errors=True)
     (home / _SCRATCH).mkdir()
-    for file in (_FAILURE, _STARTS):
-        (home / file).unlink(missing_ok=True)
     (home / _PARENT).write_text(str(os.getpid()), encoding="ascii")
     os.environ.update(environment(home))
     try:

@@ -12,7 +12,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -29,6 +28,7 @@ from stepwedge.actions import DISCARD, RELEASE
 from stepwedge.errors import StepwedgeError, where
 from stepwedge.page import deeds, glance, queries, views
 from stepwedge.page.access import RefusedError, Visitor, refuse
+from stepwedge.page.asking import Answer, Asking
 from stepwedge.page.desk import Desk
 from stepwedge.page.neighbours import parts
 from stepwedge.page.queries import Place
@@ -62,49 +62,6 @@ _DRAWN_POLICY = (
     "img-src data: blob:; font-src data:; frame-ancestors 'none'"
 )
 _AWAY = "The database does not answer. Nothing that was acknowledged is lost; this page comes back with the database."
-# What is said above a page after something was done there.
-_SAID = {
-    "retried": "Put back into the queue.",
-    "retried-all": "Put back. The workers take them up within half a minute.",
-    "sent": "It will be sent within half a minute, if nothing is against it any more.",
-    "done": "Done.",
-    "refused": "Refused; the reason is beside it.",
-    "asked": "Asked for. The DICOM node has not taken it up yet: it does as soon as it runs.",
-    "seen": "Told to the monitor, which takes a few seconds to show it.",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asking:
-    """One request, as those who answer it need it."""
-
-    desk: Desk
-    request: Request
-    visitor: Visitor
-    form: Mapping[str, str]
-
-    @property
-    def who(self) -> str:
-        """Who does it."""
-        return self.visitor.who
-
-    def page(self, template: str, *, status: int = 200, refresh: int = 0, **values: Any) -> Response:
-        """A page of ours."""
-        secret = self.visitor.session.secret if self.visitor.session else ""
-        said = self.request.query_params.get("said", "")
-        common = {
-            "visitor": self.visitor,
-            "secret": secret,
-            "path": self.request.url.path,
-            "refresh": refresh,
-            "said": _SAID.get(said, ""),
-            "said_tone": {"refused": "bad", "asked": "busy"}.get(said, "good"),
-            "access": self.desk.access.kind,
-        }
-        return HTMLResponse(render(template, common | values), status_code=status)
-
-
-Answer = Callable[[Asking], Response]
 
 
 def page_routes(desk: Desk) -> list[Route]:

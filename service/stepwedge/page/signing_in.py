@@ -6,13 +6,13 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import structlog
 from starlette.responses import RedirectResponse, Response
 
 from stepwedge.errors import SettingsError
 from stepwedge.page.access import Access, RefusedError, refuse, unreadable
+from stepwedge.page.asking import Asking
 from stepwedge.page.oidc import CALLBACK, Begun, SignInError
 from stepwedge.page.sessions import (
     COOKIE,
@@ -26,9 +26,6 @@ from stepwedge.page.sessions import (
     unseal,
 )
 from stepwedge.settings import Role
-
-if TYPE_CHECKING:
-    from stepwedge.page.routes import Asking
 
 log = structlog.get_logger()
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from service import Service, destination, settings_for, until
 
 COUNT = 20
 KILLS = 8
-
-
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from full_volumes import Volume, small_volume
 from packages import write_package, write_policy
-from peers import Orthanc, free_ports
+from peers import Orthanc
 from sender import make_study, send, send_once
 from stepwedge.inference.client import ready
 
@@ -21,17 +21,6 @@ from service import Service, destination, settings_for, until
 
 COUNT = 12
 _FULL_SECONDS = 40.0  # longer than two looks for lost work
-
-
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
-
-
-@pytest.fixture
-def away() -> int:
-    return free_ports(1)[0]
 
 
 @pytest.fixture

@@ -45,12 +45,6 @@ def radiographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
-
-
-@pytest.fixture(scope="module")
 def service(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     values = settings_for(MODELS / "1.1.0", MODELS / "policy.yaml", [destination(orthanc.dicom_port)])
     running = Service(tmp_path_factory.mktemp("service"), values)

@@ -13,24 +13,13 @@ from typing import Any
 
 import pytest
 from packages import write_package, write_policy
-from peers import Orthanc, free_ports
+from peers import Orthanc
 from postgresql import PASSWORD, PostgreSQL
 from sender import Sent, make_study, send
 from stepwedge.database import open_store
 from stepwedge.store import Store
 
 from service import Service, destination, settings_for, until
-
-
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
-
-
-@pytest.fixture
-def away() -> int:
-    return free_ports(1)[0]
 
 
 @pytest.fixture

@@ -17,12 +17,6 @@ from service import Service, destination, settings_for, until
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
-
-
-@pytest.fixture(scope="module")
 def away_port() -> int:
     return free_ports(1)[0]
 

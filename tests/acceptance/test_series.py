@@ -21,12 +21,6 @@ SLICES = 7
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
-
-
-@pytest.fixture(scope="module")
 def service(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     package = write_series_package(folder / "tiny-series")

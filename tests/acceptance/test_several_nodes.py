@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import sqlalchemy as sa
 from full_volumes import small_volume
 from packages import write_package, write_policy
@@ -123,12 +122,6 @@ def _is_ready(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with Orthanc.started(tmp_path_factory.mktemp("orthanc")) as pacs:
-        yield pacs
 
 
 def _all_done(nodes: Nodes) -> bool:

@@ -6,15 +6,18 @@ there is only what betrays a clock that was set: rows that lie in the future, an
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from datetime import UTC, datetime
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge import metrics
 from stepwedge.errors import ClockError
+from stepwedge.schema import DELIVERIES, STUDIES, UNITS
 from stepwedge.store import Store
 
 log = structlog.get_logger()
@@ -27,9 +30,36 @@ _LOOK_SECONDS = 5.0
 _NEWS_SECONDS = 900.0
 
 
+def clock_offset(store: Store) -> float | None:
+    """Seconds by which this node's clock is ahead of the database server's; None where there is no server.
+
+    As much as is certain: half of the time that the answer took is taken off.
+    """
+    if store.engine.dialect.name != "postgresql":
+        return None
+    query = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
+    with store.engine.connect() as db:
+        db.execute(sa.select(sa.literal(1)))  # the connection and its transaction are there
+        asked, started = time.time(), time.monotonic()
+        at = float(db.execute(query).scalar_one())
+        unsure = (time.monotonic() - started) / 2
+    offset = asked + unsure - at
+    return math.copysign(max(0.0, abs(offset) - unsure), offset)
+
+
+def newest(store: Store) -> float:
+    """The latest time in the rows that are stamped as things happen, seconds since 1970; 0 if there are none."""
+    queries = [
+        sa.select(sa.func.max(column))
+        for column in (STUDIES.c.last_instance_at, UNITS.c.created_at, UNITS.c.ended_at, DELIVERIES.c.updated_at)
+    ]
+    with store.engine.connect() as db:
+        return max(float(db.execute(query).scalar() or 0.0) for query in queries)
+
+
 def check(store: Store) -> None:
     """Raise ClockError where this node's clock is further from the database server's than nodes may be apart."""
-    offset = store.clock_offset()
+    offset = clock_offset(store)
     if offset is None or abs(offset) <= LIMIT_SECONDS:
         return
     now = time.time()
@@ -80,7 +110,7 @@ class ClockWatch:
             log.error("clock_not_compared", error=type(error).__name__)
 
     def _look(self) -> None:
-        offset = self._store.clock_offset()
+        offset = clock_offset(self._store)
         self._shared = offset is not None
         if offset is None:
             offset = self._alone()
@@ -97,7 +127,7 @@ class ClockWatch:
     def _alone(self) -> float:
         """Seconds by which the clock was set lately, or by which rows of before the start lie in the future."""
         if self._newest is None:
-            self._newest = self._store.newest()
+            self._newest = newest(self._store)
         return max(self._set_lately(), min(0.0, time.time() - self._newest), key=abs)
 
     def _set_lately(self) -> float:

@@ -6,8 +6,6 @@ database again from the spool and the results folder.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -410,31 +408,6 @@ class Store:
             "deliveries": {str(state): int(count) for state, count in deliveries},
             "studies": {"open": int(waiting)},
         }
-
-    def clock_offset(self) -> float | None:
-        """Seconds by which this node's clock is ahead of the database server's; None where there is no server.
-
-        As much as is certain: half of the time that the answer took is taken off.
-        """
-        if self._engine.dialect.name != "postgresql":
-            return None
-        query = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
-        with self._engine.connect() as db:
-            db.execute(sa.select(sa.literal(1)))  # the connection and its transaction are there
-            asked, started = time.time(), time.monotonic()
-            at = float(db.execute(query).scalar_one())
-            unsure = (time.monotonic() - started) / 2
-        offset = asked + unsure - at
-        return math.copysign(max(0.0, abs(offset) - unsure), offset)
-
-    def newest(self) -> float:
-        """The latest time in the rows that are stamped as things happen; 0 if there are none."""
-        queries = [
-            sa.select(sa.func.max(column))
-            for column in (STUDIES.c.last_instance_at, UNITS.c.created_at, UNITS.c.ended_at, DELIVERIES.c.updated_at)
-        ]
-        with self._engine.connect() as db:
-            return max(float(db.execute(query).scalar() or 0.0) for query in queries)
 
     def oldest_waiting(self) -> float | None:
         """When the oldest unit that has not ended was made."""

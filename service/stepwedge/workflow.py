@@ -22,7 +22,7 @@ import structlog
 from dbos import DBOS, DBOSClient, DBOSConfig, SetEnqueueOptions, SetWorkflowID
 
 from stepwedge import rundir, steps
-from stepwedge.clock import LIMIT_SECONDS
+from stepwedge.clock import LIMIT_SECONDS, clock_offset
 from stepwedge.database import open_store, queue_url
 from stepwedge.records import State
 from stepwedge.room import Room
@@ -173,7 +173,7 @@ class WorkQueue:
         versions = {VERSION, *(said.get("queue", _UNSAID_VERSION) for said in living.values())}
         longest = max(float(said.get("longest_delay", 0.0)) for said in (about(self._bench.settings), *living.values()))
         # By the database's clock: one's own may be the one that is wrong.
-        latest = (time.time() - (self._bench.store.clock_offset() or 0.0) + longest + LIMIT_SECONDS) * 1000
+        latest = (time.time() - (clock_offset(self._bench.store) or 0.0) + longest + LIMIT_SECONDS) * 1000
         alive, lost = set(), []
         for status in found:
             version, _, name = status.workflow_id.partition("/")

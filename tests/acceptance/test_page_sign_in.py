@@ -87,7 +87,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
 
 def _lives(base: str) -> bool:
     try:
-        return httpx.get(f"{base}/readyz", timeout=10).json() == {"page": True}
+        return httpx.get(f"{base}/readyz", timeout=10).json() == {"page": True, "clock": True}
     except (httpx.HTTPError, ValueError):
         return False
 

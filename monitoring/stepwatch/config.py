@@ -68,7 +68,9 @@ class WatchConfig(_Part):
         200_000, ge=1000, description="Studies between two false alarms, at least, that the limits are made for."
     )
     least_baseline: int = Field(
-        400, ge=50, description="Studies of a stratum below which it is pooled with the others, and never judged alone."
+        400,
+        ge=50,
+        description="Studies of a stratum (source, and working or off days) below which none of it is judged.",
     )
 
     @model_validator(mode="after")

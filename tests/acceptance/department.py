@@ -52,18 +52,20 @@ def write_study(file: Path, brightness: float, scanner: str) -> Path:
 
 
 def observed(folder: Path, release: Path, scanners: Sequence[str], count: int, seed: int) -> list[Observation]:
-    """What the service would observe, over eight weeks."""
+    """What the service would observe in eight weeks, on working days: so any day is one."""
     package = load_package(release / "package")
     equipment = equip(
         package, OnnxEngine(package, "cpu", 1), load_policy(release / "policy.yaml", package), explain=False
     )
-    start = datetime(2026, 1, 5, 8, tzinfo=UTC)
+    monday = datetime(2026, 1, 5, 8, tzinfo=UTC)
     rows = []
     for index, brightness in enumerate(brightnesses(count, seed)):
         file = write_study(folder / f"baseline-{seed}.dcm", brightness, scanners[index % len(scanners)])
         image, _ = analyse_image(open_case(file), equipment)
         state, reasons, findings = combine([image], equipment)
-        when = start + timedelta(days=56 * index / count, minutes=index % 7)
+        days, hours = divmod(40 * index / count, 1)
+        week, day = divmod(int(days), 5)
+        when = monday + timedelta(weeks=week, days=day, hours=8 * hours, minutes=index % 7)
         assert equipment.policy is not None
         unit = UnitResult(
             unit=f"b{seed}-{index}", study=f"b{seed}-{index}", revision=1, state=state, reasons=reasons,

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from postgresql import PostgreSQL, with_password
 from stepwedge import actions
 from stepwedge.actions import DISCARD, DONE, REFUSED, RELEASE, RETRY, TAKEN
 from stepwedge.errors import StepwedgeError
 from stepwedge.schema import ACTIONS
 from stepwedge.store import Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "sqlite":
-        opened = Store.open_file(tmp_path / "index.sqlite")
-    else:
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        opened = Store(with_password(server.new_database()))
-    yield opened
-    opened.close()
 
 
 def test_what_is_asked_for_is_taken_once_and_ends(store: Store) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from postgresql import PostgreSQL, with_password
 from stepwedge.errors import StepwedgeError
 from stepwedge.records import State
 from stepwedge.store import Quarantined, Revision, Store, StoredInstance, Unit, unit_id
@@ -44,17 +43,6 @@ UNIT = Unit(
     created_at=120.0,
     last_instance_at=100.0,
 )
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "sqlite":
-        opened = Store.open_file(tmp_path / "db" / "index.sqlite")
-    else:
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        opened = Store(with_password(server.new_database()))
-    yield opened
-    opened.close()
 
 
 def closed(store: Store) -> None:

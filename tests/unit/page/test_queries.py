@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from page_served import name_of, put
-from postgresql import PostgreSQL, with_password
 from stepwedge.entries import Unit
 from stepwedge.page.queries import (
     FILTERS,
@@ -21,17 +17,6 @@ from stepwedge.page.queries import (
 )
 from stepwedge.records import State
 from stepwedge.store import Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    if request.param == "sqlite":
-        opened = Store.open_file(tmp_path / "index.sqlite")
-    else:
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        opened = Store(with_password(server.new_database()))
-    yield opened
-    opened.close()
 
 
 def names(store: Store, state: str, limit: int = 50) -> list[str]:

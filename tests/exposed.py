@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 from stepwatch import metrics as watch
 from stepwatch.exporter import OverviewCollector
 from stepwatch.figures import MEASURES, Figure, GroupFigure, Performance, Prevalence
-from stepwatch.sidecar import Overview
+from stepwatch.overview import Overview
 from stepwatch.watch import View
 from stepwedge import metrics as service
 from stepwedge.inference.plane import DataPlane

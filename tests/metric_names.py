@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.metrics import MetricWrapperBase
 from stepwatch import metrics as watch_metrics
 from stepwatch.exporter import OverviewCollector
-from stepwatch.sidecar import Overview
+from stepwatch.overview import Overview
 from stepwedge import metrics as service_metrics
 from stepwedge.inference.plane import DataPlane
 from stepwedge.page.app import _StoreCollector

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from stepwatch.metrics import LABEL_SOURCES
+from stepwatch.requests import FOLLOWS
 
 if TYPE_CHECKING:
-    from stepwatch.sidecar import Overview
+    from stepwatch.overview import Overview
     from stepwatch.watch import SignalRecord, View
 
 VERDICTS = ("constant", "moved", "incomplete")
-REQUEST_STATES = (
-    "open", "approved", "running", "failed", "candidate", "validated", "inconclusive", "declined", "promoting",
-    "promoted", "rolling_back", "rolled_back",
-)  # fmt: skip
 # Of a subgroup, the worst first. `worse` is what the rule StepwatchSubgroupGap asks for.
 VERDICTS_OF_GROUPS = ("worse", "miscalibrated", "as_others", "as_said", "too_few", "not_judged")
 _MOST_GROUPS = 1000  # figures of subgroups of one model that are exported
@@ -171,7 +168,7 @@ def _constancy(overview: Overview) -> Iterator[Metric]:
 def _requests(overview: Overview) -> Iterator[Metric]:
     states = [str(request["event"]) for request in overview.requests]
     requests = GaugeMetricFamily("stepwatch_requests", "Retraining requests by state.", labels=["state"])
-    for state in REQUEST_STATES:
+    for state in FOLLOWS:
         requests.add_metric([state], states.count(state))
     yield requests
     drawn = [float(page["at"]) for page in overview.pages]

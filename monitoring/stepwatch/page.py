@@ -12,9 +12,9 @@ import jinja2
 
 from stepwatch.exporter import is_active, seconds, strongest
 from stepwatch.figures import MEASURES, Figure, GroupFigure, Performance
+from stepwatch.overview import Overview
 from stepwatch.performance import CANNOT_SEE, LABELS_FOLLOW, NOT_BELIEVED
 from stepwatch.plots import HEIGHT, WIDTH, Plot, draw
-from stepwatch.sidecar import Overview
 from stepwatch.watch import SignalRecord, View
 
 _REFRESH_SECONDS = 30

@@ -34,8 +34,8 @@ STUDIES = 200  # worth labelling that are listed
 _LOOKED_AT = 2000  # latest observations among which they are sought
 _TRIES = 20  # to add an event while others add theirs
 
-# Which state may follow which. A run that failed is one that may be run again; what is going on has a state too, so
-# that it is known where it was cut.
+# The states of a request, and which may follow which. A run that failed is one that may be run again; what is going on
+# has a state too, so that it is known where it was cut.
 FOLLOWS: Mapping[str, frozenset[str]] = {
     "open": frozenset({""}),
     "approved": frozenset({"open"}),

@@ -10,23 +10,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from stepwedge.observation import ConstancyRun, Observation
+from stepwedge.observation import Observation
 
 from stepwatch import metrics
 from stepwatch.audit import auditing
 from stepwatch.database import ASKED, Cursor, Database, DatabaseAwayError, OtherSidecarError
 from stepwatch.errors import WatchError
-from stepwatch.exporter import REQUEST_STATES
 from stepwatch.feeding import read_label
 from stepwatch.figures import Performance
 from stepwatch.logs import where
+from stepwatch.overview import Overview
 from stepwatch.packages import WatchedPackage, read_package, stamp
 from stepwatch.pages import Pages
+from stepwatch.requests import FOLLOWS
 from stepwatch.rows import RefusedRowError, read_observation
 from stepwatch.settings import Model, Settings
 from stepwatch.watch import Detectors, View, Watch
@@ -38,21 +39,6 @@ _AGAIN_SECONDS = 60.0  # between two tries to load a baseline that could not be 
 _PEOPLE_SECONDS = 5.0  # between two looks for what only people read
 _CONSTANCY_RUNS = 60  # latest shown
 _LOG_LOOK_BACK = 100  # entries that may become visible after later ones
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Overview:
-    """Everything that the page and the metrics show, as of one moment."""
-
-    database: str = "not looked at yet"  # why it cannot be used; empty: it can
-    models: tuple[View, ...] = ()
-    constancy: tuple[ConstancyRun, ...] = ()  # oldest first
-    requests: tuple[dict[str, Any], ...] = ()  # the last event of each, newest first
-    pages: tuple[dict[str, Any], ...] = ()  # newest first
-    past_alarms: tuple[dict[str, Any], ...] = ()  # cleared or adopted, newest first
-    performance: Mapping[str, Performance] = field(default_factory=dict)  # by model
-    labels: Mapping[str, int] = field(default_factory=dict)  # by how they came
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass
@@ -308,7 +294,7 @@ def last_events(events: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
         known = requests.get(event["request"])
         if known is None:
             requests[event["request"]] = {**event, "opened_at": event["at"], "because": event["body"]}
-        elif event["event"] in REQUEST_STATES:  # others are notes, which leave it where it stands
+        elif event["event"] in FOLLOWS:  # others are notes, which leave it where it stands
             known.update(event=event["event"], at=event["at"], who=event["who"], body=event["body"])
     return tuple(reversed(requests.values()))
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwatch.exporter import is_active, strongest
+from stepwatch.overview import Overview
 from stepwatch.page import describe_alarm, stratum_text
-from stepwatch.sidecar import Overview
 from stepwatch.watch import View
 
 VERSION = 1

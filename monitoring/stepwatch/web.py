@@ -27,9 +27,9 @@ from stepwatch.database import Database, DatabaseAwayError
 from stepwatch.errors import WatchError
 from stepwatch.exporter import OverviewCollector
 from stepwatch.logs import where
+from stepwatch.overview import Overview
 from stepwatch.page import render
 from stepwatch.settings import Http
-from stepwatch.sidecar import Overview
 from stepwatch.status import brief
 
 log = structlog.get_logger()

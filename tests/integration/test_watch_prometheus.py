@@ -16,8 +16,8 @@ from chained import TOKEN, program, wait_for, write_alertmanager, write_promethe
 from metric_names import MONITORING, defined_metrics, unknown_names
 from peers import free_ports, require_tool
 from stepwatch.database import Database
+from stepwatch.overview import Overview
 from stepwatch.settings import Http
-from stepwatch.sidecar import Overview
 from stepwatch.web import Doors, HttpServer, build_app
 from watched import make_service_tables
 

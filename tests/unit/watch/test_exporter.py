@@ -19,9 +19,10 @@ from stepwatch.database import Database
 from stepwatch.detecting import detectors
 from stepwatch.exporter import OverviewCollector
 from stepwatch.figures import Figure, GroupFigure, Performance, Prevalence
+from stepwatch.overview import Overview
 from stepwatch.packages import read_package
 from stepwatch.settings import Detection, Model, Settings
-from stepwatch.sidecar import Overview, Sidecar
+from stepwatch.sidecar import Sidecar
 from stepwatch.subgroups import AS_OTHERS, MISCALIBRATED, NOT_JUDGED, WORSE
 from stepwatch.watch import View
 from stepwedge.observation import ConstancyRun, Label, Observation

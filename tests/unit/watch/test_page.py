@@ -14,10 +14,10 @@ from markupsafe import escape
 from stand_in_detectors import StandInAlarm, StandInSignal
 from stepwatch.figures import Figure, GroupFigure, Performance, Prevalence
 from stepwatch.history import History, Point
+from stepwatch.overview import Overview
 from stepwatch.page import column_of, render, stratum_text, value_text
 from stepwatch.performance import LABELS_FOLLOW, NOT_BELIEVED
 from stepwatch.plots import HEIGHT, WIDTH, draw
-from stepwatch.sidecar import Overview
 from stepwatch.watch import View
 from stepwedge.observation import ConstancyRun
 

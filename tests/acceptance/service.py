@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import yaml
 from peers import free_ports
+from stepwedge.database import open_store
 from stepwedge.settings import Settings, load_settings
 from stepwedge.store import Store
 
@@ -97,7 +98,8 @@ class Service:
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        store = Store.open_file(self.settings.database_file)
+        """The service's database, whichever it is."""
+        store = open_store(self.settings)
         try:
             yield store
         finally:

@@ -9,7 +9,6 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from packages import write_package, write_policy
 from peers import Orthanc
 from postgresql import PASSWORD, PostgreSQL
 from stepwedge.analysis import read_published
-from stepwedge.database import open_store
 from stepwedge.dicom.encoded import split_file
-from stepwedge.store import Store
 
 from service import Service, destination, settings_for, until
 
@@ -63,15 +60,6 @@ def service(kept: str, pacs: dict[str, Orthanc], tmp_path: Path, request: pytest
     return Service(folder, values)
 
 
-@contextmanager
-def opened(service: Service) -> Iterator[Store]:
-    store = open_store(service.settings)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
 def test_what_was_in_flight_is_finished_by_the_present_program(
     service: Service, pacs: dict[str, Orthanc], tmp_path: Path
 ) -> None:
@@ -81,7 +69,7 @@ def test_what_was_in_flight_is_finished_by_the_present_program(
     service.start()
     try:
         until(lambda: _nothing_under_way(service), "nothing is under way", service)
-        with opened(service) as store:
+        with service.store() as store:
             studies = {name: store.study_by_uid(uid) for name, uid in _each(said).items()}
             units = {name: store.units(study=study.study) for name, study in studies.items() if study}
             deliveries = store.deliveries()
@@ -128,14 +116,14 @@ def _each(said: dict[str, Any]) -> dict[str, str]:
 
 def _state(service: Service, study_uid: str) -> str:
     """Where the study stands; of what a newer package took over, its answer."""
-    with opened(service) as store:
+    with service.store() as store:
         study = store.study_by_uid(study_uid)
         states = [str(unit.state) for unit in store.units(study=study.study)] if study else []
     return next((state for state in states if state != "superseded"), "")
 
 
 def _nothing_under_way(service: Service) -> bool:
-    with opened(service) as store:
+    with service.store() as store:
         counts = store.counts()
     waiting = counts["units"].get("queued", 0) + counts["units"].get("running", 0) + counts["studies"]["open"]
     return waiting + counts["deliveries"].get("pending", 0) == 0

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from packages import write_package, write_policy
 from peers import Orthanc
 from postgresql import PASSWORD, PostgreSQL
 from sender import Sent, make_study, send
-from stepwedge.database import open_store
-from stepwedge.store import Store
 
 from service import Service, destination, settings_for, until
 
@@ -28,17 +25,8 @@ def values(orthanc: Orthanc, away: int, tmp_path: Path) -> dict[str, Any]:
     return settings_for(package, policy, [destination(orthanc.dicom_port), destination(away, name="away")])
 
 
-@contextmanager
-def _opened(service: Service) -> Iterator[Store]:
-    store = open_store(service.settings)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
 def _delivered_to_pacs(service: Service, count: int) -> bool:
-    with _opened(service) as store:
+    with service.store() as store:
         return sum(item.destination == "pacs" and item.state == "delivered" for item in store.deliveries()) == count
 
 
@@ -87,7 +75,7 @@ def _send(service: Service, studies: list[Sent]) -> None:
 
 
 def _all_delivered(service: Service, count: int) -> bool:
-    with _opened(service) as store:
+    with service.store() as store:
         counts = store.counts()
         observed = len(store.observations())
     return (

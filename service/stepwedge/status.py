@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from stepwedge.errors import StepwedgeError
 from stepwedge.records import REASONS, State
 from stepwedge.settings import Settings
 from stepwedge.store import Delivery, Quarantined, Study, Unit
+from stepwedge.study_state import deliveries_of, state_of, units_of
 
 _SHOWN = 50
 _NOT_ROUTED = "no_model_selects"
@@ -24,18 +25,13 @@ class Snapshot:
     """The database at one moment. Studies newest first; ``units`` and ``deliveries`` by the study and the unit."""
 
     studies: tuple[Study, ...]
-    units: Mapping[str, tuple[Unit, ...]]
-    deliveries: Mapping[str, tuple[Delivery, ...]]
+    units: Mapping[str, Sequence[Unit]]
+    deliveries: Mapping[str, Sequence[Delivery]]
     quarantined: tuple[Quarantined, ...]
 
     def state(self, study: Study) -> str:
         """A study's state, derived from its units of the last revision."""
-        units = [unit for unit in self.units[study.study] if unit.revision == study.revision]
-        if not units:
-            return "arriving" if study.open else str(State.NOT_ROUTED)
-        states = {str(unit.state) for unit in units}
-        order = ("failed", "running", "queued", "deferred", "reported", "rejected")
-        return next((state for state in order if state in states), "unknown")
+        return state_of(study, [unit for unit in self.units[study.study] if unit.revision == study.revision])
 
     def reasons(self, study: Study) -> tuple[str, ...]:
         """Why a study that has no units has none, as codes; its units say the rest."""
@@ -94,10 +90,8 @@ def snapshot(settings: Settings) -> Snapshot:
         studies = tuple(
             study for study in store.studies() if not reference.is_reference(settings.data_dir, study.study)
         )
-        units = {study.study: tuple(store.units(study=study.study)) for study in studies}
-        deliveries = {
-            unit.unit: tuple(store.deliveries(unit=unit.unit)) for of_study in units.values() for unit in of_study
-        }
+        units = units_of(store, [study.study for study in studies])
+        deliveries = deliveries_of(store, [unit.unit for of_study in units.values() for unit in of_study])
         return Snapshot(studies=studies, units=units, deliveries=deliveries, quarantined=tuple(store.quarantined()))
     finally:
         store.close()

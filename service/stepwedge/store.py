@@ -236,7 +236,7 @@ class Store:
     def _units(self, where: Any) -> list[Unit]:
         query = sa.select(UNITS).where(where).order_by(UNITS.c.created_at, UNITS.c.unit)
         with self._engine.connect() as db:
-            return [_unit(row) for row in db.execute(query).mappings()]
+            return [unit_from_row(row) for row in db.execute(query).mappings()]
 
     def set_unit(self, unit: str, state: State, reasons: Sequence[str] = (), *, at: float | None = None) -> None:
         """Where a unit stands now. ``at`` is when it ended, for the states that are ends."""
@@ -268,7 +268,7 @@ class Store:
         again = sa.update(UNITS).where(where).returning(UNITS)
         with self._engine.begin() as db:
             rows = db.execute(again.values(state=str(State.QUEUED), reasons=[], ended_at=None, tries=UNITS.c.tries + 1))
-            units = [_unit(row) for row in rows.mappings()]
+            units = [unit_from_row(row) for row in rows.mappings()]
             if units and beside is not None:
                 beside(db, units)
         return units
@@ -436,7 +436,8 @@ def make_engine(url: str | sa.URL) -> sa.Engine:
     return engine
 
 
-def _unit(row: Mapping[Any, Any]) -> Unit:
+def unit_from_row(row: Mapping[Any, Any]) -> Unit:
+    """A unit from its row in the database."""
     return Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
 
 

@@ -10,6 +10,7 @@ Steps return words, never pixels or headers: the queue's database keeps what the
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -146,15 +147,15 @@ class WorkQueue:
         alive = self._alive()
         queued = 0
         for unit in units:
-            if not any(name.startswith(_of_any_version(_attempts_of(unit))) for name in alive):
+            if _of_any_version(_attempts_of(unit)) not in alive:
                 queued += self._revive(unit.unit)
         for delivery in deliveries:
-            if not any(name.startswith(_of_any_version(_attempts_to(delivery))) for name in alive):
+            if _of_any_version(_attempts_to(delivery)) not in alive:
                 queued += self._revive_delivery(delivery)
         return queued
 
     def _alive(self) -> set[str]:
-        """What the workflows that will run are named, without their version.
+        """What the names of the workflows that will run begin with, up to each ``/``, without their version.
 
         Those of a version that no worker has, of an executor that has gone, or put off for longer than anything is,
         are cancelled; so are those of our own that have begun and do not run, because the queue could not be written
@@ -174,7 +175,8 @@ class WorkQueue:
         longest = max(float(said.get("longest_delay", 0.0)) for said in (about(self._bench.settings), *living.values()))
         # By the database's clock: one's own may be the one that is wrong.
         latest = (time.time() - (clock_offset(self._bench.store) or 0.0) + longest + LIMIT_SECONDS) * 1000
-        alive, lost = set(), []
+        alive: set[str] = set()
+        lost = []
         for status in found:
             version, _, name = status.workflow_id.partition("/")
             has_gone = status.status == "PENDING" and f"work.{status.executor_id}" in gone
@@ -184,7 +186,7 @@ class WorkQueue:
             if version not in versions or of_ours:
                 lost.append(status.workflow_id)
             else:
-                alive.add(name)
+                alive.update(name[: end.end()] for end in re.finditer("/", name))
         if lost:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))

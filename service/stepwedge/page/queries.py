@@ -9,17 +9,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from stepwedge.entries import Delivery, Quarantined, Revision, Study, Unit
+from stepwedge.entries import Quarantined, Revision, Study
 from stepwedge.observation import ConstancyRun, Observation
 from stepwedge.records import State
 from stepwedge.schema import CONSTANCY, DELIVERIES, INSTANCES, OBSERVATIONS, QUARANTINE, REVISIONS, STUDIES, UNITS
 from stepwedge.store import Store
+from stepwedge.study_state import ARRIVING, ORDER
 
-# A study's state is that of its units of the last revision which comes first here.
-ORDER = ("failed", "running", "queued", "deferred", "reported", "rejected")
-OPEN, NOT_ROUTED = "arriving", "not_routed"  # states of studies without units
 OF_DELIVERIES = ("pending", "withheld")
-FILTERS = ("failed", "queued", "running", OPEN, "deferred", "reported", "rejected", NOT_ROUTED, *OF_DELIVERIES)
+FILTERS = (
+    "failed", "queued", "running", ARRIVING, "deferred", "reported", "rejected", str(State.NOT_ROUTED), *OF_DELIVERIES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,9 +85,9 @@ def list_studies(store: Store, state: str, after: Place | None, limit: int) -> l
     else:
         at = STUDIES.c.last_instance_at
         query = sa.select(STUDIES, at.label("at"))
-        if state == OPEN:
+        if state == ARRIVING:
             query = query.where(STUDIES.c.open, STUDIES.c.revision == 0)
-        elif state == NOT_ROUTED:
+        elif state == State.NOT_ROUTED:
             query = query.where(STUDIES.c.revision == 0, sa.not_(STUDIES.c.open))
     if after is not None:
         earlier = sa.and_(at == after.at, STUDIES.c.study < after.study)
@@ -131,27 +131,6 @@ def _by_delivery(state: str) -> tuple[sa.Select[Any], sa.ColumnElement[float]]:
         .where(DELIVERIES.c.state == state)
     )
     return query, DELIVERIES.c.updated_at
-
-
-def units_of(store: Store, studies: Collection[str]) -> dict[str, list[Unit]]:
-    """The units of some studies, oldest revision first."""
-    query = sa.select(UNITS).where(UNITS.c.study.in_(studies)).order_by(UNITS.c.revision, UNITS.c.unit)
-    found: dict[str, list[Unit]] = {study: [] for study in studies}
-    with store.engine.connect() as db:
-        for row in db.execute(query).mappings():
-            unit = Unit(**{**row, "state": State(row["state"]), "reasons": tuple(row["reasons"])})
-            found[unit.study].append(unit)
-    return found
-
-
-def deliveries_of(store: Store, units: Collection[str]) -> dict[str, list[Delivery]]:
-    """The deliveries of some units, by destination."""
-    query = sa.select(DELIVERIES).where(DELIVERIES.c.unit.in_(units)).order_by(DELIVERIES.c.destination)
-    found: dict[str, list[Delivery]] = {unit: [] for unit in units}
-    with store.engine.connect() as db:
-        for row in db.execute(query).mappings():
-            found[row["unit"]].append(Delivery(**row))
-    return found
 
 
 def observations_of(store: Store, units: Collection[str]) -> dict[str, Observation]:

@@ -15,6 +15,7 @@ from stepwedge.page.desk import Desk
 from stepwedge.page.queries import Place, Received
 from stepwedge.page.words import PROVIDERS, seconds_of
 from stepwedge.reference import is_reference
+from stepwedge.study_state import deliveries_of, state_of, units_of
 
 _SHOWN = 50  # studies on a page
 _QUARANTINE_SHOWN = 200
@@ -90,9 +91,9 @@ def studies(desk: Desk, state: str, after: Place | None) -> StudyList:
     found = queries.list_studies(desk.store, state, after, _SHOWN + 1)
     shown = found[:_SHOWN]
     patients = [study for _, study in shown if not is_reference(desk.settings.data_dir, study.study)]
-    units = queries.units_of(desk.store, [study.study for study in patients])
+    units = units_of(desk.store, [study.study for study in patients])
     last = {study.study: [u for u in units[study.study] if u.revision == study.revision] for study in patients}
-    deliveries = queries.deliveries_of(desk.store, [unit.unit for each in last.values() for unit in each])
+    deliveries = deliveries_of(desk.store, [unit.unit for each in last.values() for unit in each])
     rows = [
         StudyRow(
             study=study,
@@ -109,9 +110,9 @@ def study(desk: Desk, name: str) -> StudyView | None:
     found = desk.store.study(name)
     if found is None:
         return None
-    units = queries.units_of(desk.store, [name])[name]
+    units = units_of(desk.store, [name])[name]
     names = [unit.unit for unit in units]
-    deliveries, seen = queries.deliveries_of(desk.store, names), queries.observations_of(desk.store, names)
+    deliveries, seen = deliveries_of(desk.store, names), queries.observations_of(desk.store, names)
     views = [
         UnitView(unit=unit, deliveries=tuple(deliveries[unit.unit]), observation=seen.get(unit.unit)) for unit in units
     ]
@@ -139,14 +140,6 @@ def quarantine(desk: Desk) -> QuarantineView:
 def done(desk: Desk) -> tuple[Action, ...]:
     """What people did, the latest first."""
     return tuple(actions.latest(desk.store, _ACTIONS_SHOWN))
-
-
-def state_of(study: Study, units: Sequence[Unit]) -> str:
-    """A study's state, derived from its units of the last revision."""
-    if not units:
-        return queries.OPEN if study.open else queries.NOT_ROUTED
-    states = {str(unit.state) for unit in units}
-    return next((state for state in queries.ORDER if state in states), "superseded")
 
 
 def _way(study: Study, received: Received, revisions: Sequence[Revision], units: Sequence[UnitView]) -> list[Step]:

@@ -13,10 +13,10 @@ from stepwedge.page.queries import (
     names_beginning,
     not_taking,
     received_of,
-    units_of,
 )
 from stepwedge.records import State
 from stepwedge.store import Store
+from stepwedge.study_state import units_of
 
 
 def names(store: Store, state: str, limit: int = 50) -> list[str]:

@@ -7,7 +7,6 @@ result, the observation, and later one file for each destination that has taken 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from stepwedge.dicom.context import NodeIdentity, Predecessor, ReportObject
 from stepwedge.dicom.heatmap import PlacedHeat
 from stepwedge.dicom.report import write_report
 from stepwedge.dicom.texts import element_text
-from stepwedge.durable import is_full, reserved, sync_folder, write_durably
+from stepwedge.durable import is_full, own_name, reserved, sync_folder, write_durably
 from stepwedge.errors import StepwedgeError
 from stepwedge.identity import Site
 from stepwedge.intake import Intake, take_in
@@ -203,7 +202,7 @@ def _publish(
 ) -> None:
     folder = results_dir(settings) / unit.unit
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{time.monotonic_ns()}")
+    temporary = folder.with_name(f".{folder.name}.{own_name()}.{time.monotonic_ns()}")
     temporary.mkdir()
     try:
         started = time.perf_counter()

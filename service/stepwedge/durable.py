@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,12 @@ _SQLITE_FULL = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC}
 )
 _POSTGRESQL_FULL = "53100"
+_TOKEN = secrets.token_hex(4)
+
+
+def own_name() -> str:
+    """A part of a file's name that no other process has: in containers on one volume all may have the same number."""
+    return f"{socket.gethostname()}-{os.getpid()}-{_TOKEN}"
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -38,7 +46,7 @@ def write_durably(path: Path, contents: bytes, beside: Path | None = None) -> No
     ``beside`` is a folder of the same volume for the other name; the file's own, under a name that begins with a dot,
     where none is given.
     """
-    temporary = (beside or path.parent) / f"{'' if beside else '.'}{os.getpid()}-{threading.get_ident()}-{path.name}"
+    temporary = (beside or path.parent) / f"{'' if beside else '.'}{own_name()}-{threading.get_ident()}-{path.name}"
     try:
         with temporary.open("wb") as out:
             out.write(contents)
@@ -58,7 +66,7 @@ def reserved(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
     Gives what writes it whole, ``size`` bytes at most, into room that is taken before. Raises OSError where there is
     none; leaves nothing if it is not written.
     """
-    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}-{path.name}"
+    temporary = path.parent / f".{own_name()}-{threading.get_ident()}-{path.name}"
 
     def write(contents: bytes) -> None:
         with temporary.open("r+b") as out:

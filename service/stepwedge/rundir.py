@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stepwedge import __version__
+from stepwedge.durable import own_name
 from stepwedge.errors import StepwedgeError
 
 # A role that has not written for this long is not ready. Generous: a busy machine is not a dead one.
@@ -80,7 +81,7 @@ def tell(data_dir: Path, name: str, values: dict[str, Any]) -> None:
     """Leave a word for other processes of this machine, in the place of the one before."""
     file = _file(data_dir, f"said.{name}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(_own_suffix())
+    temporary = file.with_suffix(f".{own_name()}")
     temporary.write_text(json.dumps(values), encoding="utf-8")
     temporary.replace(file)
 
@@ -156,7 +157,7 @@ class Heartbeat:
                 self._write()
 
     def _write(self) -> None:
-        temporary = self._file.with_suffix(_own_suffix())
+        temporary = self._file.with_suffix(f".{own_name()}")
         said = {"pid": os.getpid(), "at": time.time(), "version": __version__, "host": socket.gethostname()}
         temporary.write_text(json.dumps(self._said | said))
         temporary.replace(self._file)
@@ -243,11 +244,6 @@ def _text(data_dir: Path, role: str) -> str | None:
         return _file(data_dir, role).read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _own_suffix() -> str:
-    """Differs between processes, also those of containers with the same numbers on a shared volume."""
-    return f".{socket.gethostname()}-{os.getpid()}"
 
 
 def _file(data_dir: Path, role: str) -> Path:

@@ -2,7 +2,7 @@
 
 ::
 
-    spool/incoming/                                              half-written; emptied at each start
+    spool/incoming/                                              half-written; what nobody goes on with is removed
     spool/studies/<study[:2]>/<study>/<instance>.<digest[:16]>.dcm
     spool/studies/<study[:2]>/<study>/revision-<n>.json          written by ``studies``
     spool/quarantine/<digest>.dcm, <digest>.json                 what was refused as unusable, and why
@@ -22,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from stepwedge.dicom.encoded import (
 )
 from stepwedge.dicom.quarantine import Quarantine
 from stepwedge.dicom.verified import STRUCTURED_REPORTS, finding_codes, labels_of, replaced
-from stepwedge.durable import sync_folder, write_durably
+from stepwedge.durable import own_name, sync_folder, write_durably
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.identity import Site
 from stepwedge.manifest import Manifest, selects
@@ -58,6 +59,8 @@ _DOCUMENTS = frozenset({"SR", "KO", "PR"})
 _VOLUME_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Folders that this process has made durable; forgotten when there are this many, which costs one fsync each.
 _REMEMBERED_FOLDERS = 4096
+_UNFINISHED_SECONDS = 3600.0  # after which what is half-written is no longer being written
+_SERIAL = itertools.count()
 _LATER_SECONDS = 0.001  # between two contents of one instance, at least: what a file's time can tell apart
 
 
@@ -71,7 +74,7 @@ class Stored:
 
 
 class InstanceSpool:
-    """The spool's folders and their index. Safe for the threads of one process; one process writes."""
+    """The spool's folders and their index. Safe for threads, and for several nodes on a common volume."""
 
     def __init__(
         self,
@@ -92,7 +95,6 @@ class InstanceSpool:
         self._lock = threading.Lock()
         self._folders: set[Path] = set()
         self._unindexed: set[Path] = set()
-        self._serial = itertools.count()
 
     def use(self, manifests: Sequence[Manifest]) -> None:
         """Select by these from now on; what is there keeps what it was selected for."""
@@ -100,15 +102,25 @@ class InstanceSpool:
         self._findings = finding_codes(self._manifests)
 
     def prepare(self) -> None:
-        """Make the folders and drop what a killed process left half-written. Before the first instance."""
+        """Make the folders. Before the first instance."""
         quieten_pydicom()
         for folder in (self._incoming, self._studies, self.quarantine.folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for file in self._incoming.iterdir():
-            file.unlink()
         for folder in (self.root, self.root.parent):
             sync_folder(folder)
+        self.remove_unfinished()
         self.free_bytes()
+
+    def remove_unfinished(self) -> int:
+        """Remove what a killed process left half-written, once nobody can be writing it; how many files."""
+        before = time.time() - _UNFINISHED_SECONDS
+        removed = 0
+        for file in self._incoming.iterdir():
+            with suppress(FileNotFoundError):  # another node looks too, or has finished it
+                if file.stat().st_mtime < before:
+                    file.unlink()
+                    removed += 1
+        return removed
 
     def free_bytes(self) -> int:
         """Free bytes on the spool's volume."""
@@ -309,20 +321,27 @@ class InstanceSpool:
     def _write(self, path: Path, meta: bytes, data: bytes, received_at: float) -> None:
         """Write beside, fsync, rename, fsync the folder. Raises SpoolFullError or OSError, and leaves nothing."""
         self._check_room(len(meta) + len(data))
-        temporary = self._incoming / f"{os.getpid()}-{next(self._serial)}"
-        try:
-            with temporary.open("xb") as out:
+        temporary = self._incoming / f"{own_name()}-{next(_SERIAL)}"
+        with self._full_is_said(), temporary.open("xb") as out:
+            try:
                 out.write(meta)
                 out.write(data)
                 out.flush()
                 nanoseconds = round(received_at * 1e9)
                 os.utime(out.fileno(), ns=(nanoseconds, nanoseconds))
                 os.fsync(out.fileno())
-            self._make_durable(path.parent)
-            temporary.rename(path)
-            sync_folder(path.parent)
+                self._make_durable(path.parent)
+                temporary.rename(path)
+                sync_folder(path.parent)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    @contextmanager
+    def _full_is_said(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             if error.errno in _VOLUME_FULL:
                 raise SpoolFullError(f"{self.root}: the volume is full; free some space") from None
             raise

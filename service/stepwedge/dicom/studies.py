@@ -29,6 +29,7 @@ from stepwedge.store import Revision, Store, StoredInstance, Study, Unit, unit_i
 log = structlog.get_logger()
 
 _SCHEMA = 1
+_REMOVE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +86,12 @@ class StudyCloser:
 
     def run(self, stop: threading.Event) -> None:
         """Look for complete studies until asked to stop."""
+        remove_at = time.monotonic()
         while not stop.wait(self._settings.poll_seconds):
             try:
+                if time.monotonic() >= remove_at:
+                    remove_at += _REMOVE_SECONDS
+                    self._spool.remove_unfinished()
                 self._spool.free_bytes()
                 self._spool.index_pending()
                 self.close_complete(time.time(), time.monotonic())

@@ -6,8 +6,12 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +22,13 @@ from packages import write_package
 from pydicom.uid import generate_uid
 from spooled import Spooled, open_spool
 from sqlalchemy.exc import OperationalError
+from stepwedge.dicom.encoded import split_file
 from stepwedge.dicom.spool import Stored
 from stepwedge.errors import SpoolFullError, UnusableInstanceError
 from stepwedge.manifest import Package, load_package
 from stepwedge.store import Store, StoredInstance
 
+TESTS = str(Path(__file__).parents[2])
 SECRETS = ("Secret", "PID-SECRET", "ACC-SECRET")
 
 
@@ -301,11 +307,65 @@ def test_a_damaged_file_is_left_alone_and_the_others_are_indexed(tmp_path: Path)
             assert len(fresh.files()) == 3
 
 
-def test_a_start_drops_what_was_half_written(tmp_path: Path) -> None:
+def test_a_start_drops_what_was_half_written_long_ago_and_not_what_another_node_is_writing(tmp_path: Path) -> None:
     with open_spool(tmp_path) as node:
-        (node.spool.root / "incoming" / "1-1").write_bytes(b"half")
+        old, new = (node.spool.root / "incoming" / name for name in ("old", "new"))
+        for file in (old, new):
+            file.write_bytes(b"half")
+        two_hours_ago = time.time() - 7200
+        os.utime(old, (two_hours_ago, two_hours_ago))
     with open_spool(tmp_path) as node:
+        assert node.files("incoming/*") == [new]
+        assert node.spool.reconcile() == 0
+
+
+# A node of several, each in a container of its own, where every one is process 1 (which is what stands in here).
+CONTAINED = """
+import os, sys, time
+from pathlib import Path
+
+os.getpid = lambda: 1
+fsync = os.fsync
+os.fsync = lambda file: (time.sleep(0.05), fsync(file))  # a slow volume
+from instances import make_instance, received
+from spooled import open_spool
+
+with open_spool(Path(sys.argv[1])) as node:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for seed in range(10):
+        dataset = make_instance(seed=int(sys.argv[2]) * 1000 + seed)
+        dataset.PixelData = bytes([int(sys.argv[2])]) * 100_000
+        assert node.spool.store(received(dataset)).new
+"""
+
+
+def test_nodes_whose_processes_have_the_same_number_do_not_touch_each_others_files(tmp_path: Path) -> None:
+    with open_spool(tmp_path) as node, ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", CONTAINED, str(tmp_path), str(number)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": TESTS},
+                )
+            )
+            for number in range(1, 4)
+        ]  # fmt: skip
+        for each in nodes:
+            assert each.stdout is not None
+            assert each.stdout.readline() == "ready\n"
+        for each in nodes:
+            assert each.stdin is not None
+            each.stdin.close()  # go
+        for each in nodes:
+            each.wait()
+        assert [each.returncode for each in nodes] == [0, 0, 0]
+        assert len(node.files()) == 30
         assert node.files("incoming/*") == []
+        for file in node.files():
+            pixels = pydicom.dcmread(file).PixelData
+            assert len(set(pixels)) == 1
+            assert hashlib.sha256(split_file(file.read_bytes())[2]).hexdigest()[:16] == file.name.split(".")[1]
         assert node.spool.reconcile() == 0
 
 

@@ -21,7 +21,7 @@ from stepwedge.identity import load_site
 from stepwedge.manifest import load_package
 from stepwedge.observation import Label
 from stepwedge.reference import is_reference
-from stepwedge.rundir import hold, is_beating
+from stepwedge.rundir import at_work, hold
 from stepwedge.settings import Settings
 from stepwedge.steps import plan_deliveries
 from stepwedge.store import Store
@@ -39,10 +39,10 @@ def rebuild_index(settings: Settings) -> str:
             "index rebuild works on the SQLite file, and database.url names a PostgreSQL: restore it from its backup, "
             "or point database.url to a new, empty database; listeners fill it from the spool when they start"
         )
+    alive = at_work(settings.data_dir)
+    if alive is not None:
+        raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive} is using this data folder; stop it first")
     hold(settings.data_dir)
-    alive = [role for role in ("listen", "work") if is_beating(settings.data_dir, role)]
-    if alive:
-        raise StepwedgeError(f"{settings.data_dir}: stepwedge {alive[0]} is using this data folder; stop it first")
     # Whatever is wrong with the packages or the key is found before anything is touched.
     manifests = [load_package(model.package).manifest for model in settings.models]
     site = load_site(settings.data_dir, settings.site_key_file)

@@ -117,13 +117,11 @@ def listen(settings: Settings) -> int:
             is_sending=listener.is_sending,
             enqueue=queue.enqueue,
         )
-        closer.recover()
         closing = threading.Thread(target=closer.run, args=(stop,), name="studies", daemon=True)
-        closing.start()
-        undo.callback(closing.join)
         asking = threading.Thread(target=asked.serve, args=(spool, store, stop), name="asked", daemon=True)
-        asking.start()
-        undo.callback(asking.join)
+        for thread in (closing, asking):
+            thread.start()
+            undo.callback(thread.join)
         undo.callback(stop.set)
         listener.start()
         undo.callback(listener.stop, settings.worker.drain_seconds)

@@ -180,26 +180,14 @@ class Beat:
 
 def beats(data_dir: Path) -> list[Beat]:
     """What each role last said, by its name; of those that ended in order nothing is left."""
-    found = []
-    for file in sorted((data_dir / "run").glob("*.json")):
-        if file.name.startswith("said."):
-            continue
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-            role, version, host = file.stem, str(said.get("version", "")), str(said.get("host", ""))
-            found.append(Beat(role=role, at=float(said["at"]), version=version, host=host))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # being written by an older version, or gone this moment
-    return found
+    roles = sorted(file.stem for file in (data_dir / "run").glob("*.json") if not file.name.startswith("said."))
+    return [beat for beat in (_beat(data_dir, role) for role in roles) if beat is not None]
 
 
 def is_beating(data_dir: Path, role: str) -> bool:
     """Whether a role has lately said that it is ready."""
-    try:
-        at = float(json.loads(_file(data_dir, role).read_text())["at"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return abs(time.time() - at) < STALE_SECONDS
+    beat = _beat(data_dir, role)
+    return beat is not None and beat.fresh
 
 
 def silent(data_dir: Path, roles: Iterable[str]) -> set[str]:
@@ -229,6 +217,16 @@ def at_work(data_dir: Path) -> str | None:
 def clear(data_dir: Path, role: str) -> None:
     """Forget what a role that has died said."""
     _file(data_dir, role).unlink(missing_ok=True)
+
+
+def _beat(data_dir: Path, role: str) -> Beat | None:
+    """What a role last said; None if it said nothing, or what cannot be read."""
+    said = _said(_text(data_dir, role))
+    version, host = str(said.get("version", "")), str(said.get("host", ""))
+    try:
+        return Beat(role=role, at=float(said["at"]), version=version, host=host)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _said(text: str | None) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def test_with_an_altered_package_it_is_refused_and_the_database_stays(node: Node
     assert index(node.settings) == before
 
 
-@pytest.mark.parametrize("role", ["listen", "work"])
+@pytest.mark.parametrize("role", ["listen", "work", "page"])
 def test_it_is_refused_while_a_role_runs_alone(node: Node, role: str) -> None:
     node.store.close()
     heartbeat = Heartbeat(node.settings.data_dir, role)

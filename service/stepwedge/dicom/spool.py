@@ -202,13 +202,15 @@ class InstanceSpool:
             if self._reindex(path):
                 log.info("instance_indexed_later", instance=path.name.partition(".")[0])
 
-    def reconcile(self) -> int:
+    def reconcile(self, stop: threading.Event | None = None) -> int:
         """Index every instance and every quarantined file that the index lacks; how many instances that were.
 
-        A file that cannot be read is named in the log and left where it is.
+        A file that cannot be read is named in the log and left where it is. Ends early if asked to stop.
         """
         added = 0
         for folder in sorted(self._studies.glob("??/*")):
+            if stop is not None and stop.is_set():
+                return added
             files = {str(file.relative_to(self._settings.data_dir)): file for file in folder.glob("*.dcm")}
             missing = files.keys() - self._store.instance_paths(folder.name)
             for file in sorted((files[name] for name in missing), key=lambda file: file.stat().st_mtime_ns):

@@ -72,23 +72,40 @@ class StudyCloser:
         self._enqueue = enqueue
         self._seen: dict[str, tuple[float, float]] = {}
         self._to_queue: dict[str, Unit] = {}
+        self._failures: dict[str, str] = {}  # that still last, by what they are about: logged once, not at every look
 
     def use(self, models: Sequence[Package]) -> None:
         """Make units of work for these packages from now on."""
         self._models = tuple(models)
 
-    def recover(self) -> None:
-        """Finish what a killed process left: index what is on disk only, and queue what may not be queued."""
-        added = self._spool.reconcile()
+    def recover(self, stop: threading.Event | None = None) -> None:
+        """Finish what a killed process left: index what is on disk only, and queue what may not be queued.
+
+        It takes the longer the more studies there are, and may be asked to stop. What is received meanwhile is safe.
+        """
+        began = time.monotonic()
+        added = self._spool.reconcile(stop)
+        if stop is not None and stop.is_set():
+            return
         restored = restore_revisions(self._spool, self._store)
         self._to_queue |= {unit.unit: unit for unit in self._store.units(states=[State.QUEUED])}
-        log.info("spool_reconciled", instances=added, revisions=restored, units_to_queue=len(self._to_queue))
+        log.info(
+            "spool_reconciled",
+            instances=added,
+            revisions=restored,
+            units_to_queue=len(self._to_queue),
+            seconds=round(time.monotonic() - began, 1),
+        )
 
     def run(self, stop: threading.Event) -> None:
-        """Look for complete studies until asked to stop."""
+        """Finish what a killed process left, then look for complete studies, until asked to stop."""
+        recovered = False
         remove_at = time.monotonic()
         while not stop.wait(self._settings.poll_seconds):
             try:
+                if not recovered:
+                    self.recover(stop)
+                    recovered = True
                 if time.monotonic() >= remove_at:
                     remove_at += _REMOVE_SECONDS
                     self._spool.remove_unfinished()
@@ -96,7 +113,16 @@ class StudyCloser:
                 self._spool.index_pending()
                 self.close_complete(time.time(), time.monotonic())
             except Exception as error:  # noqa: BLE001 - the edge of the role: recorded, and tried again at the next look
-                log.error("looking_for_complete_studies_failed", error=type(error).__name__)
+                if self._is_news("", error):
+                    log.error("looking_for_complete_studies_failed", error=type(error).__name__)
+            else:
+                self._failures.pop("", None)
+
+    def _is_news(self, about: str, error: Exception) -> bool:
+        """Whether a failure to do with a study, a unit or the look itself is not the one that was logged last."""
+        name = type(error).__name__
+        before, self._failures[about] = self._failures.get(about), name
+        return name != before
 
     def close_complete(self, now: float, monotonic: float) -> list[Unit]:
         """Close every study that is complete, and queue the units; the new ones are returned.
@@ -118,8 +144,13 @@ class StudyCloser:
                 made += self._close_if_complete(study, now, waited)
             except (OSError, SQLAlchemyError, StepwedgeError) as error:
                 # The disk or the database: other studies may go through, and this one is tried again.
-                log.error("study_cannot_be_closed", study=study.study, error=type(error).__name__)
+                if self._is_news(study.study, error):
+                    log.error("study_cannot_be_closed", study=study.study, error=type(error).__name__)
+            else:
+                self._failures.pop(study.study, None)
         self._to_queue |= {unit.unit: unit for unit in made}
+        lasting = {"", *self._seen, *self._to_queue}
+        self._failures = {about: error for about, error in self._failures.items() if about in lasting}
         self._queue_units()
         return made
 
@@ -216,8 +247,10 @@ class StudyCloser:
             try:
                 self._enqueue(unit)
             except Exception as error:  # noqa: BLE001 - whatever the queue raises: the unit is kept and tried again
-                log.error("unit_cannot_be_queued", unit=unit.unit, error=type(error).__name__)
+                if self._is_news(unit.unit, error):
+                    log.error("unit_cannot_be_queued", unit=unit.unit, error=type(error).__name__)
                 return
+            self._failures.pop(unit.unit, None)
             del self._to_queue[unit.unit]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from stepwedge.manifest import Package, load_package
 from stepwedge.records import State
 from stepwedge.settings import Completeness
 from stepwedge.store import Revision, Unit
+from structlog.testing import capture_logs
 
 QUIET = 10.0
 LONG = 1000.0
@@ -379,6 +381,70 @@ def test_a_study_that_cannot_be_closed_holds_up_no_other(
         assert unit.study == department.node.site.hash(other.StudyInstanceUID)
     (unit,) = department.wait()
     assert unit.study == department.study
+
+
+def test_a_failure_that_lasts_is_logged_once_and_again_when_it_comes_back(
+    department: Department, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, contents: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    department.send()
+    with capture_logs() as lines:
+        with monkeypatch.context() as patched:
+            patched.setattr(department.node.spool, "write_beside", full)
+            for _ in range(5):
+                department.wait()
+        department.queue_is_away = True
+        for _ in range(5):
+            department.wait()
+        department.queue_is_away = False
+        department.wait()
+        department.queue_is_away = True
+        department.send()
+        department.wait()
+    events = [line["event"] for line in lines if line["log_level"] == "error"]
+    assert events == ["study_cannot_be_closed", "unit_cannot_be_queued", "unit_cannot_be_queued"]
+
+
+def test_what_a_killed_process_left_is_finished_beside_receiving_and_tried_until_it_works(
+    department: Department, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(department.node.store, "add_instance", lambda _: (_ for _ in ()).throw(ConnectionError))
+        with pytest.raises(ConnectionError):
+            department.send()
+    restarted = Department(department.node, department.models, study_uid=department.study_uid)
+    reconcile, tries, compared, stop = department.node.spool.reconcile, [1, 2], threading.Event(), threading.Event()
+
+    def away_at_first(stop: threading.Event | None) -> int:
+        if tries:
+            raise ConnectionError(tries.pop())
+        found = reconcile(stop)
+        compared.set()
+        return found
+
+    monkeypatch.setattr(department.node.spool, "reconcile", away_at_first)
+    looking = threading.Thread(target=restarted.closer.run, args=(stop,))
+    looking.start()
+    try:
+        department.send(make_instance())  # nobody waits for the comparison
+        assert compared.wait(60)
+    finally:
+        stop.set()
+        looking.join()
+    assert len(department.node.store.instances(department.study)) == 1
+
+
+def test_a_comparison_of_spool_and_index_ends_when_it_is_asked_to(department: Department) -> None:
+    department.send()
+    for file in department.node.files("../db/*"):
+        file.unlink()
+    stop = threading.Event()
+    stop.set()
+    with open_spool(department.node.settings.data_dir) as node:
+        assert node.spool.reconcile(stop) == 0
+        assert node.spool.reconcile() == 1
 
 
 def test_no_file_of_a_revision_holds_an_identifier(department: Department) -> None:

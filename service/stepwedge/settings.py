@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as EnvironmentParseError
 
@@ -191,9 +191,10 @@ class Page(_Group):
     session_hours: float = Field(
         12, gt=0, description="Hours after which one has to sign in in any case; more for a screen on the wall."
     )
-    trusted_proxies: list[str] = Field(
+    trusted_proxies: list[IPvAnyNetwork] = Field(
         [],
-        description="Addresses of reverse proxies whose `X-Forwarded-For` says who asks, for the limits on requests.",
+        description="Addresses or networks (10.42.0.0/16) of reverse proxies whose `X-Forwarded-For` says who asks, "
+        "for the limits on requests.",
     )
     posts_per_minute: int = Field(60, ge=1, description="Requests that change something, or search, of one client.")
     sign_ins_per_minute: int = Field(10, ge=1, description="Attempts to sign in of one client.")

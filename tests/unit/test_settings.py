@@ -153,6 +153,7 @@ class TestMistakes:
             ({"trust": {"keys": [1]}}, "trust.keys.0"),
             ({"trust": {"key": []}}, "trust.key"),
             ({"destinations": [{"name": "PACS", "host": "h", "port": 1, "ae_title": "A"}]}, "destinations.0.name"),
+            ({"page": {"trusted_proxies": ["10.0.0.1", "10.0.0.0/99"]}}, "page.trusted_proxies.1"),
             ({"log": {"level": "loud"}}, "log.level"),
         ],
     )

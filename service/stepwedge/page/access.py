@@ -160,12 +160,21 @@ class Access:
         """The address that asks; of a trusted proxy, the one that it names, past other trusted ones."""
         address = request.client.host if request.client else ""
         named = ",".join(request.headers.getlist("x-forwarded-for")).split(",")
-        while named and address in self._page.trusted_proxies:
+        while named and self._is_trusted(address):
             nearer = named.pop().strip()
             if not _is_address(nearer):
                 break
             address = nearer
         return address
+
+    def _is_trusted(self, address: str) -> bool:
+        bare = address.partition("%")[0]
+        if not _is_address(bare):
+            return False
+        found = ipaddress.ip_address(bare)
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        return any(found in network for network in self._page.trusted_proxies)
 
     def _program(self, request: Request, tokens: TokenFile) -> Visitor:
         entry = _entry(tokens, request.headers["authorization"].partition(" ")[2].strip())

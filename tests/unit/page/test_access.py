@@ -247,7 +247,8 @@ def test_posts_of_one_client_are_limited(tmp_path: Path) -> None:
 
 def test_a_trusted_proxy_says_whose_request_it_is(tmp_path: Path, tokens: dict[str, str]) -> None:
     settings = {
-        "tokens_file": tmp_path / "tokens.yaml", "sign_ins_per_minute": 1, "trusted_proxies": ["127.0.0.1"],
+        "tokens_file": tmp_path / "tokens.yaml", "sign_ins_per_minute": 1,
+        "trusted_proxies": ["127.0.0.1", "10.42.0.0/16"],
     }  # fmt: skip
     with page(tmp_path, page=settings) as served:
 
@@ -258,6 +259,7 @@ def test_a_trusted_proxy_says_whose_request_it_is(tmp_path: Path, tokens: dict[s
         assert [guess(f"spoofed, 10.0.0.{number}") for number in (1, 1, 2)] == [401, 429, 401]
         assert [guess("10.0.0.9", "10.0.0.3"), guess("10.0.0.8", "10.0.0.3")] == [401, 429], "the nearest counts"
         assert [guess("10.0.0.4, 127.0.0.1"), guess("10.0.0.4")] == [401, 429], "past other trusted ones"
+        assert [guess("10.0.0.5, 10.42.7.1"), guess("10.0.0.5, ::ffff:10.42.9.9")] == [401, 429], "by network too"
         assert [guess("2001:db8::1"), guess("2001:db8::2"), guess("2001:db8:0:1::1")] == [401, 429, 401]
         assert [guess("x" * 99), guess("no address")] == [401, 429], "then it is the proxy"
 

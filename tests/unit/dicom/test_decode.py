@@ -1,4 +1,4 @@
-"""Reading headers and decoding pixel data: real files, made-up ones and damaged ones."""
+"""Decoding pixel data: real files, made-up ones and damaged ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import base64
 import io
 import random
 import struct
-import time
 import tracemalloc
-import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,22 +15,18 @@ import data_store
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image as Pillow
+from frames import LIMIT, grey, make
 from pydicom import uid
 from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from stepwedge.dicom import codestream
 from stepwedge.dicom.attributes import read_dataset
 from stepwedge.dicom.decode import DECODABLE_TRANSFER_SYNTAXES, decode
-from stepwedge.dicom.header import parse_age, read_header
-from stepwedge.dicom.imagefile import COLOUR_NOTE, read_image_file
-from stepwedge.errors import DecodeError, StepwedgeError, UnusableInstanceError
+from stepwedge.dicom.header import read_header
+from stepwedge.errors import DecodeError, UnusableInstanceError
 
-LIMIT = 536_870_912  # bytes
 SAMPLES = Path(data_store.__file__).parent / "data"  # of pydicom-data
 
 # 16 × 24 pixels in HTJ2K (reversible), written by OpenHTJ2K 0.4; the pixels follow ``htj2k_pixels``.
@@ -53,33 +46,6 @@ HTJ2K = base64.b64decode(
 def htj2k_pixels() -> np.ndarray[Any, Any]:
     rows, columns = np.mgrid[0:16, 0:24]
     return (rows * 37 + columns * 91 + (rows * columns) % 13 * 50) % 4096
-
-
-def make(pixels: np.ndarray[Any, Any], syntax: str = uid.ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
-    """A data set of one grey-scale frame; ``attributes`` override the defaults, None removes one."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    bits = pixels.dtype.itemsize * 8
-    defaults: dict[str, Any] = {
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": attributes.get("BitsStored", bits) - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "PixelData": pixels.astype(pixels.dtype.newbyteorder("<")).tobytes(),
-    }
-    for keyword, value in (defaults | attributes).items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    return dataset
-
-
-def grey(dtype: str = "uint16", largest: int = 4095, shape: tuple[int, int] = (20, 30)) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(7).integers(0, largest, shape, endpoint=True).astype(dtype)
 
 
 def code_of(dataset: Dataset, maximum_bytes: int = LIMIT) -> str:
@@ -205,13 +171,6 @@ def test_decoding_in_threads_gives_the_same(shared: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(total, names)) == [total(name) for name in names]
-
-
-def test_an_uncompressed_dx_of_18_megabytes_decodes_within_a_second() -> None:
-    dataset = make(np.tile(grey(shape=(300, 300)), (10, 10)), BitsStored=12, PhotometricInterpretation="MONOCHROME1")
-    start = time.perf_counter()
-    decode(dataset, maximum_bytes=LIMIT)
-    assert time.perf_counter() - start < 1
 
 
 # --- What the attributes of the Image Pixel module mean
@@ -383,17 +342,21 @@ def test_colour_is_named(photometric: str | None) -> None:
     assert caught.value.code == "photometric_not_supported"
 
 
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes to a decoder is undecodable."""
+    monkeypatch.setattr(codestream, "_DECODERS", {})
+    monkeypatch.setattr(codestream, "_rle", None)
+
+
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000, uid.JPEGLosslessSV1, uid.RLELossless])
-def test_a_header_of_60000_squared_is_answered_at_once_without_memory(syntax: str) -> None:
+def test_a_header_of_60000_squared_is_answered_before_anything_is_decoded(syntax: str, no_decoder: None) -> None:
     dataset = make(grey(), syntax, Rows=60000, Columns=60000)
     tracemalloc.start()
-    start = time.perf_counter()
     code = code_of(dataset)
-    seconds = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert code == "pixel_data_too_large"
-    assert seconds < 0.1
     assert peak < 2**20
 
 
@@ -424,11 +387,11 @@ def huge_jpeg(marker: int) -> bytes:
         (uid.JPEGLSLossless, huge_jpeg(0xF7)),
     ],
 )
-def test_a_codestream_larger_than_its_header_says_is_answered_at_once(syntax: str, stream: bytes) -> None:
+def test_a_codestream_larger_than_its_header_says_is_answered_before_it_is_decoded(
+    syntax: str, stream: bytes, no_decoder: None
+) -> None:
     dataset = make(grey(), syntax, PixelData=encapsulate([stream]))
-    start = time.perf_counter()
     assert code_of(dataset) == "pixel_data_too_large"
-    assert time.perf_counter() - start < 0.1
 
 
 def test_too_many_jpeg_2000_tiles_are_refused() -> None:
@@ -508,378 +471,6 @@ def test_a_damaged_jpeg_lossless_stream_is_undecodable_and_the_process_lives_on(
     stream[len(stream) // 2 : len(stream) // 2 + 4] = b"\xff\xda\xff\xfe"
     dataset.PixelData = encapsulate([bytes(stream)])
     assert code_of(dataset) == "pixel_data_undecodable"
-
-
-# --- Reading data sets
-
-
-def test_something_else_is_not_dicom(tmp_path: Path) -> None:
-    for number, content in enumerate([b"", b"%PDF-1.7 " * 50, b"\0" * 132 + b"DICM", b"\x89PNG\r\n" * 100]):
-        (tmp_path / f"{number}").write_bytes(content)
-        with pytest.raises(UnusableInstanceError) as caught:
-            read_dataset(tmp_path / f"{number}")
-        assert caught.value.code == "not_dicom"
-
-
-def test_a_deflated_bomb_is_refused_before_it_is_inflated() -> None:
-    dataset = make(grey(), uid.DeflatedExplicitVRLittleEndian)
-    buffer = io.BytesIO()
-    dataset.file_meta.MediaStorageSOPClassUID = uid.DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    content = buffer.getvalue()
-    (group_length,) = struct.unpack_from("<I", content, 140)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = content[: 144 + group_length] + packer.compress(b"\0" * 2**26) + packer.flush()
-    with pytest.raises(DecodeError) as caught:
-        read_dataset(bomb, maximum_bytes=2**20)
-    assert caught.value.code == "pixel_data_too_large"
-
-
-def test_pydicom_repeats_no_values(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    dataset = make(grey(), PatientID="X" * 80, BodyPartExamined="chest not in upper case and long")
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset.PatientBirthDate = "DOE^JOHN"
-        dataset.PatientAge = "DOE^JANE"
-        dataset.SpecificCharacterSet = "NO SUCH SET"
-        pydicom.dcmwrite(content, dataset, implicit_vr=False, little_endian=True)
-    caplog.clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        again = read_dataset(content.getvalue())
-        read_header(again)
-        str(again.get("PatientName"))
-        decode(again, maximum_bytes=LIMIT)
-    assert not caught
-    assert not caplog.records
-    assert capfd.readouterr() == ("", "")
-
-
-# --- The header
-
-
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [
-        ("045Y", 45),
-        ("006M", 0.5),
-        ("052W", pytest.approx(1, abs=0.01)),
-        ("020D", pytest.approx(20 / 365.25, abs=1e-3)),
-        ("62", 62),
-        (" 7y ", 7),
-        ("000Y", 0),
-        ("131Y", None),
-        ("-05Y", None),
-        ("045", 45),
-        ("45 years", None),
-        ("1234", None),
-        ("", None),
-        ("٤٥", None),
-    ],
-)
-def test_ages(text: str, years: float | None) -> None:
-    assert parse_age(text) == years
-
-
-@given(st.text(max_size=12))
-def test_an_age_is_none_or_plausible(text: str) -> None:
-    years = parse_age(text)
-    assert years is None or 0 <= years <= 130
-
-
-@given(st.integers(0, 130))
-def test_an_age_string_in_years_is_read(years: int) -> None:
-    assert parse_age(f"{years:03d}Y") == years
-
-
-def header_of(**attributes: Any) -> Any:
-    dataset = Dataset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for keyword, value in attributes.items():
-            setattr(dataset, keyword, value)
-    return read_header(dataset)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "years"),
-    [
-        ({"PatientAge": "005Y", "PatientBirthDate": "19500101", "StudyDate": "20200101"}, 5),
-        ({"PatientBirthDate": "20150310", "StudyDate": "20200310"}, 5),
-        ({"PatientBirthDate": "20150310", "SeriesDate": "20200310"}, 5),
-        ({"PatientBirthDate": "20150310", "AcquisitionDate": "20200310"}, 5),
-        ({"PatientBirthDate": "20150310", "ContentDate": "20200310"}, 5),
-        ({"PatientBirthDate": "2015.03.10", "StudyDate": "20200310"}, 5),
-        ({"PatientBirthDate": "20160229", "StudyDate": "20170301"}, 1),
-        ({"PatientAge": "000Y", "PatientBirthDate": "20150310", "StudyDate": "20200310"}, 5),
-        ({"PatientAge": "000Y"}, 0),
-        ({"PatientAge": "000Y", "PatientBirthDate": "00000000", "StudyDate": "20200310"}, 0),
-        ({"PatientAge": "rubbish", "PatientBirthDate": "20150310", "StudyDate": "20200310"}, 5),
-        ({"PatientBirthDate": "00000000", "StudyDate": "20200310"}, None),
-        ({"PatientBirthDate": "20210310", "StudyDate": "20200310"}, None),
-        ({"PatientBirthDate": "18500310", "StudyDate": "20200310"}, None),
-        ({"PatientBirthDate": "20151310", "StudyDate": "20200310"}, None),
-        ({"PatientBirthDate": "20150310"}, None),
-    ],
-)
-def test_age_comes_from_the_age_and_else_from_the_dates(attributes: dict[str, str], years: float | None) -> None:
-    assert header_of(**attributes).age_years == years
-
-
-def test_the_day_before_a_birthday_is_still_the_year_before() -> None:
-    age = header_of(PatientBirthDate="20150310", StudyDate="20200309").age_years
-    assert 4.99 < age < 5
-
-
-def coded(value: str, scheme: str) -> Sequence:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, "any"
-    return Sequence([item])
-
-
-@pytest.mark.parametrize(
-    ("attributes", "view"),
-    [
-        ({"ViewPosition": "pa "}, "PA"),
-        ({"ViewPosition": "AP", "ViewCodeSequence": coded("272479007", "SCT")}, "AP"),
-        ({"ViewCodeSequence": coded("272479007", "SCT")}, "PA"),
-        ({"ViewCodeSequence": coded("R-10214", "SRT")}, "PA"),
-        ({"ViewCodeSequence": coded("399348003", "SCT")}, "AP"),
-        ({"ViewCodeSequence": coded("R-10206", "SNM3")}, "AP"),
-        ({"ViewCodeSequence": coded("399067008", "SCT")}, "LATERAL"),
-        ({"ViewCodeSequence": coded("R-10206", "99LOCAL")}, ""),
-        ({"ViewCodeSequence": coded("1", "SCT")}, ""),
-        ({}, ""),
-    ],
-)
-def test_view(attributes: dict[str, Any], view: str) -> None:
-    assert header_of(**attributes).view_position == view
-
-
-@pytest.mark.parametrize(
-    ("attributes", "body_part"),
-    [
-        ({"BodyPartExamined": "Chest "}, "CHEST"),
-        ({"AnatomicRegionSequence": coded("T-D3000", "SRT")}, "CHEST"),
-        ({"AnatomicRegionSequence": coded("51185008", "SCT")}, "CHEST"),
-        ({"BodyPartExamined": "HAND", "AnatomicRegionSequence": coded("51185008", "SCT")}, "HAND"),
-        ({}, ""),
-    ],
-)
-def test_body_part(attributes: dict[str, Any], body_part: str) -> None:
-    assert header_of(**attributes).body_part == body_part
-
-
-def test_a_real_header_is_read(shared: Path) -> None:
-    header = read_header(read_dataset(shared / "data/dicom/RG1_J2KR.dcm"), lambda name: f"<{len(name)}>")
-    assert (header.modality, header.body_part, header.view_position) == ("CR", "CHEST", "PA")
-    assert header.age_years == pytest.approx(64.48, abs=0.01)
-    assert (header.rows, header.columns, header.bits_stored, header.frames) == (1955, 1841, 15, 1)
-    assert header.photometric_interpretation == "MONOCHROME1"
-    assert header.transfer_syntax_uid == uid.JPEG2000Lossless
-    assert header.present
-
-
-def test_nothing_in_a_header_identifies_the_patient() -> None:
-    secret = "SECRET"
-    header = header_of(
-        PatientName=secret,
-        PatientID=secret,
-        AccessionNumber=secret,
-        StationName=secret,
-        InstitutionName=secret,
-        StudyDescription=secret,
-        ReferringPhysicianName=secret,
-        PatientBirthDate="19610203",
-        StudyDate="20200101",
-    )
-    assert secret not in repr(header)
-    assert "1961" not in repr(header)
-
-
-CODED = {
-    "Modality": "modality",
-    "BodyPartExamined": "body_part",
-    "ViewPosition": "view_position",
-    "PhotometricInterpretation": "photometric_interpretation",
-    "BurnedInAnnotation": "burned_in_annotation",
-    "RequestedProcedurePriority": "priority",
-}
-
-
-@pytest.mark.parametrize("name", ["DOE^JOHN", "DOE JOHN", "MUSTERMANN", "doe=ドウ"])
-def test_a_name_typed_into_a_coded_attribute_is_not_kept(name: str) -> None:
-    header = header_of(**dict.fromkeys(CODED, name), PatientSex=name, SOPClassUID=name)
-    assert {getattr(header, field) for field in CODED.values()} == {"OTHER"}
-    assert (header.sex, header.sop_class_uid) == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("keyword", "terms"),
-    [
-        ("Modality", ["CR", "DX", "MG", "CT"]),
-        ("BodyPartExamined", ["CHEST", "THORAX", "BREAST", "EXTREMITY", "TSPINE", "PELVIS", "HAND"]),
-        ("ViewPosition", ["AP", "PA", "LL", "RLD", "LATERAL", "LAT", "AP SUPINE", "CC", "MLO", "POSTERO-ANTERIOR"]),
-        ("PhotometricInterpretation", ["MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL_422"]),
-        ("BurnedInAnnotation", ["YES", "NO"]),
-        ("RequestedProcedurePriority", ["STAT", "ROUTINE", "LOW"]),
-    ],
-)
-def test_known_terms_are_kept(keyword: str, terms: list[str]) -> None:
-    assert [getattr(header_of(**{keyword: f"{term.lower()} "}), CODED[keyword]) for term in terms] == terms
-
-
-@pytest.mark.parametrize(("value", "sex"), [("M", "M"), ("f", "F"), ("O", "O"), ("", ""), ("female", "")])
-def test_sex(value: str, sex: str) -> None:
-    assert header_of(PatientSex=value).sex == sex
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"),
-    [
-        ("Fuji Photo Film Co.,Ltd.", "Fuji Photo Film Co. Ltd."),
-        ("DigitalDiagnost 4.2 (R+)", "DigitalDiagnost 4.2 (R+)"),
-        ("Acme <script>", "Acme script"),
-        ("Doe^John", "OTHER"),
-        ("Doe=John", "OTHER"),
-        ("Mrs. MÜLLER, portable", "OTHER"),  # the patient of this test
-        ("unit for PID-77431", "OTHER"),
-        ("X" * 90, "X" * 64),
-    ],
-)
-def test_maker_and_model_are_kept_unless_they_name_the_patient(value: str, kept: str) -> None:
-    header = header_of(Manufacturer=value, ManufacturerModelName=value, PatientName="Müller^Eva", PatientID="PID-77431")
-    assert (header.manufacturer, header.model_name) == (kept, kept)
-
-
-@pytest.mark.parametrize(
-    "attributes", [{"PatientAge": "104Y"}, {"PatientBirthDate": "19200102", "StudyDate": "20260101"}]
-)
-def test_an_age_above_89_is_90(attributes: dict[str, str]) -> None:
-    assert header_of(**attributes).age_years == 90.0
-    assert header_of(PatientAge="089Y").age_years == 89
-
-
-def test_the_station_is_hashed() -> None:
-    dataset = Dataset()
-    dataset.StationName = "ROOM 5"
-    assert read_header(dataset, lambda name: f"hash of {len(name)}").station == "hash of 6"
-
-
-def test_priority_is_read() -> None:
-    assert header_of(RequestedProcedurePriority="stat").priority == "STAT"
-
-
-READ = [
-    "Modality",
-    "BodyPartExamined",
-    "ViewPosition",
-    "PatientAge",
-    "PatientBirthDate",
-    "StudyDate",
-    "Rows",
-    "BitsStored",
-    "NumberOfFrames",
-    "Exposure",
-    "KVP",
-    "PixelSpacing",
-    "ViewCodeSequence",
-    "AnatomicRegionSequence",
-    "StationName",
-    "PhotometricInterpretation",
-    "WindowCenter",
-    "PixelPaddingValue",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "HighBit",
-]
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(READ),
-            st.sampled_from(["AS", "CS", "DA", "DS", "IS", "US", "SS", "FD", "LO", "UN", "OB", "UI", "AT", "PN", "SQ"]),
-            st.binary(max_size=24),
-        ),
-        max_size=8,
-    )
-)
-def test_rubbish_in_any_attribute_is_read_without_an_error(rubbish: list[tuple[str, str, bytes]]) -> None:
-    dataset = make(grey())
-    for keyword, vr, content in rubbish:
-        tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
-        dataset._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(content), content, 0, False, True)
-    header = read_header(dataset)
-    assert header.age_years is None or 0 <= header.age_years <= 90
-    assert header.rows >= 0
-    assert header.frames >= 1
-    try:
-        decode(dataset, maximum_bytes=LIMIT)
-    except StepwedgeError as error:
-        assert isinstance(error, DecodeError)  # noqa: PT017  any other kind would be the failure
-
-
-# --- Plain image files
-
-
-@pytest.mark.parametrize(
-    ("suffix", "dtype", "value_range"),
-    [("png", "uint8", (0, 255)), ("png", "uint16", (0, 65535)), ("tiff", "uint16", (0, 65535))],
-)
-def test_plain_grey_files_are_read_exactly(
-    tmp_path: Path, suffix: str, dtype: str, value_range: tuple[int, int]
-) -> None:
-    pixels = grey(dtype, value_range[1])
-    Pillow.fromarray(pixels).save(tmp_path / f"picture.{suffix}")
-    image = read_image_file(tmp_path / f"picture.{suffix}")
-    assert (image.pixels == pixels).all()
-    assert image.value_range == value_range
-    assert image.window is None
-    assert not image.notes
-
-
-def test_colour_files_become_luminance_and_say_so(tmp_path: Path) -> None:
-    pixels = grey("uint8", 255)
-    Pillow.fromarray(np.stack([pixels] * 3, axis=-1)).save(tmp_path / "equal.png")
-    equal = read_image_file(tmp_path / "equal.png")
-    assert (equal.pixels == pixels).all()
-    assert not equal.notes
-    Pillow.fromarray(np.stack([pixels, pixels // 2, pixels // 3], axis=-1)).save(tmp_path / "colour.png")
-    assert read_image_file(tmp_path / "colour.png").notes == (COLOUR_NOTE,)
-
-
-def test_a_real_jpeg_is_read(shared: Path) -> None:
-    file = next((shared / "data/nih/images").glob("*.jpg"))
-    assert read_image_file(file).pixels.shape == (256, 256)
-
-
-def test_plain_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "no.png").write_bytes(b"nothing of the kind")
-    Pillow.fromarray(grey("uint8", 255, (300, 300))).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:20000])
-    for name in ("no.png", "cut.png"):
-        with pytest.raises(DecodeError) as caught:
-            read_image_file(tmp_path / name)
-        assert caught.value.code == "pixel_data_undecodable"
-
-
-def test_a_plain_file_over_the_limit_is_not_decoded(tmp_path: Path) -> None:
-    Pillow.new("L", (12_000, 12_000)).save(tmp_path / "large.png")
-    with pytest.raises(DecodeError) as caught:
-        read_image_file(tmp_path / "large.png", maximum_bytes=2**20)
-    assert caught.value.code == "pixel_data_too_large"
-
-
-def test_several_pictures_in_one_file_are_refused(tmp_path: Path) -> None:
-    page = Pillow.fromarray(grey("uint8", 255))
-    page.save(tmp_path / "pages.tiff", save_all=True, append_images=[page])
-    with pytest.raises(DecodeError) as caught:
-        read_image_file(tmp_path / "pages.tiff")
-    assert caught.value.code == "multi_frame"
 
 
 def test_compressed_syntaxes_are_those_that_have_a_decoder() -> None:

@@ -30,7 +30,7 @@ from stepwedge.steps import Bench
 from stepwedge.store import Revision, Store, Study, Unit, unit_id
 
 # Far more than anything takes: a test fails because something does not happen, not because it is slow.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 150.0
 
 # A worker with the engine in its own process. Files in its folder say what it does and meets: `runs` and
 # `sent.<destination>` get a line each time, `hang` makes the model never answer, `away` its server unavailable, and

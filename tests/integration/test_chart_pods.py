@@ -10,7 +10,7 @@ import pytest
 import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, named, of_kind, pods, render, run_helm, selects
 from stepwedge import __version__
-from stepwedge.settings import Worker
+from stepwedge.settings import Constancy, Worker
 
 SETS = list(VALUE_SETS)
 DISTRIBUTED = [values for values in SETS if values != "laptop"]
@@ -278,14 +278,65 @@ def test_studies_and_requests_outlive_the_release() -> None:
     assert of_kind(render("no-cluster-admin"), "PersistentVolumeClaim") == []
 
 
+def _constancy_jobs(resources: list[Resource]) -> dict[str, Resource]:
+    """What runs the reference set, by name: the Jobs' specs."""
+    return {
+        "constancy": named(resources, "CronJob", "constancy")["spec"]["jobTemplate"]["spec"],
+        "accept": named(resources, "CronJob", "accept")["spec"]["jobTemplate"]["spec"],
+        "constancy-start": named(resources, "Job", "constancy-start")["spec"],
+    }
+
+
 def test_the_constancy_run_sends_to_the_listeners_and_is_not_repeated_when_it_finds_something() -> None:
-    job = named(render("ha-postgresql"), "CronJob", "constancy")["spec"]
-    pod = job["jobTemplate"]["spec"]["template"]["spec"]
-    variables = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
-    assert variables["STEPWEDGE_NODE__HOST"] == f"{NAME}-listener"
-    assert variables["STEPWEDGE_NODE__PORT"] == "11112"
-    assert job["concurrencyPolicy"] == "Forbid"
-    assert (job["jobTemplate"]["spec"]["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    resources = render("ha-postgresql")
+    assert named(resources, "CronJob", "constancy")["spec"]["concurrencyPolicy"] == "Forbid"
+    for job in _constancy_jobs(resources).values():
+        pod = job["template"]["spec"]
+        variables = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+        assert variables["STEPWEDGE_NODE__HOST"] == f"{NAME}-listener"
+        assert variables["STEPWEDGE_NODE__PORT"] == "11112"
+        assert pod["restartPolicy"] == "Never"
+        # One that could not send is tried again: its status is 2.
+        assert job["backoffLimit"] > 0
+        (rule,) = job["podFailurePolicy"]["rules"]
+        assert rule == {
+            "action": "FailJob", "onExitCodes": {"containerName": "constancy", "operator": "In", "values": [1]},
+            "onPodConditions": [],
+        }  # fmt: skip
+
+
+def test_a_stuck_constancy_run_does_not_keep_later_ones_from_starting() -> None:
+    assert Constancy().timeout_seconds == 600, "the chart takes it for the default"
+    for changes, at_least in (
+        ({}, 600),
+        ({"settings": {"constancy": {"timeout_seconds": 1200.5}}}, 1201),
+        ({"models": {"run": 2 * [{"package": "/models/a", "policy": "/models/p.yaml"}]}}, 1200),
+    ):
+        for job in _constancy_jobs(render("ha-postgresql", changes)).values():
+            assert at_least + 300 < job["activeDeadlineSeconds"] <= at_least + 600
+
+
+def test_every_release_has_a_constancy_run_once_its_roles_are_there() -> None:
+    resources = render("ha-postgresql")
+    job = named(resources, "Job", "constancy-start")
+    assert job["metadata"]["annotations"] == {
+        "helm.sh/hook": "post-install,post-upgrade,post-rollback", "helm.sh/hook-delete-policy": "before-hook-creation",
+    }  # fmt: skip
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["constancy", "--after-start", "300"]
+    without = render("ha-postgresql", {"constancy": {"afterRelease": False}})
+    assert {"constancy", "accept"} <= pods(without).keys()
+    assert "constancy-start" not in pods(without)
+    off = render("ha-postgresql", {"constancy": {"enabled": False}})
+    assert not {"constancy", "accept", "constancy-start"} & pods(off).keys()
+
+
+def test_new_answers_are_accepted_only_by_a_person_who_makes_a_job_of_it() -> None:
+    resources = render("ha-postgresql")
+    waiting = named(resources, "CronJob", "accept")["spec"]
+    assert waiting["suspend"] is True
+    (container,) = pods(resources)["accept"]["spec"]["containers"]
+    assert container["args"] == ["constancy", "--accept"]
 
 
 def test_a_change_of_the_settings_rolls_the_pods() -> None:

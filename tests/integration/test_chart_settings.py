@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, environment, named, of_kind, pods, render, run_helm
 from peers import require_tool
 from stepwatch.settings import load_settings as load_watch_settings
+from stepwedge.policy import approvals_file
 from stepwedge.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,13 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     }  # fmt: skip
     (container,) = pods(render("one-gpu"))["page"]["spec"]["containers"]
     assert environment(container)["STEPWEDGE_PAGE__TOKENS_FILE"] == "/run/secrets/stepwedge-page/tokens.yaml"
+
+
+def test_a_policy_is_given_with_its_approvals() -> None:
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    command = readme.partition("kube create configmap stepwedge-policies")[2].partition("\n```")[0]
+    policy, *beside = (Path(name) for name in re.findall(r"--from-file=(\S+)", command))
+    assert beside == [approvals_file(policy)], "a clinical policy without them is refused"
 
 
 def test_no_value_holds_a_password_and_none_reaches_a_config_map() -> None:

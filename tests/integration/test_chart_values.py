@@ -91,6 +91,11 @@ NOT_TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("ha-postgresql", nested("networkPolicy.destinations", []), "networkPolicy.destinations is empty"),
     ("ha-postgresql", nested("worker.autoscaling.minReplicas", 9), "worker.autoscaling.minReplicas is more than"),
     ("laptop", nested("settings.node.allowed_callers", []), "settings.node.allowed_callers is empty"),
+    ("laptop", nested("monitoring.serviceMonitor.enabled", True), "monitoring.serviceMonitor.enabled is set"),
+    ("laptop", nested("monitoring.scrapeAnnotations", True), "monitoring.scrapeAnnotations is set"),
+    ("laptop", nested("monitoring.rules.kind", "PrometheusRule"), "monitoring.rules.kind is set"),
+    ("laptop", nested("monitoring.rules.kind", "ConfigMap"), "monitoring.rules.kind is set"),
+    ("laptop", nested("monitoring.dashboards.enabled", True), "monitoring.dashboards.enabled is set"),
 ]  # fmt: skip
 
 

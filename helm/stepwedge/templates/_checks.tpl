@@ -35,11 +35,25 @@
 {{- if not $node.allowed_callers }}
 {{- fail "settings.node.allowed_callers is empty: list the calling AE titles that may send studies" }}
 {{- end }}
-{{- if ne $values.mode "single" }}
+{{- if eq $values.mode "single" }}
+{{- include "stepwedge.singleChecks" . }}
+{{- else }}
 {{- include "stepwedge.distributedChecks" . }}
 {{- end }}
 {{- if $values.networkPolicy.enabled }}
 {{- include "stepwedge.networkChecks" . }}
+{{- end }}
+{{- end }}
+
+{{- define "stepwedge.singleChecks" -}}
+{{- $monitoring := .Values.monitoring -}}
+{{- $asked := dict "serviceMonitor.enabled" $monitoring.serviceMonitor.enabled "scrapeAnnotations" $monitoring.scrapeAnnotations }}
+{{- $_ := set $asked "rules.kind" (ne $monitoring.rules.kind "none") }}
+{{- $_ := set $asked "dashboards.enabled" $monitoring.dashboards.enabled }}
+{{- range $key, $is := $asked }}
+{{- if $is }}
+{{- fail (printf "monitoring.%s is set, and in mode single Prometheus cannot reach the metrics: they are on the pod's loopback, and rules would tell of roles that are away" $key) }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, environment, named, of_kind, pods, render, run_helm
 from peers import require_tool
+from starlette.routing import Route
 from stepwatch.settings import load_settings as load_watch_settings
+from stepwedge.page.app import build_app
+from stepwedge.page.routes import page_routes
 from stepwedge.policy import approvals_file
 from stepwedge.settings import Settings, load_settings
 
@@ -135,6 +138,27 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     }  # fmt: skip
     (container,) = pods(render("one-gpu"))["page"]["spec"]["containers"]
     assert environment(container)["STEPWEDGE_PAGE__TOKENS_FILE"] == "/run/secrets/stepwedge-page/tokens.yaml"
+
+
+def _is_led_on(resources: list[Resource], address: str) -> bool:
+    """Whether the ingress leads an address to the page, as Kubernetes matches paths."""
+    (rule,) = named(resources, "Ingress", "page")["spec"]["rules"]
+    return any(
+        address == path["path"] or (path["pathType"] == "Prefix" and address.startswith(path["path"].rstrip("/") + "/"))
+        for path in rule["http"]["paths"]
+        if path["backend"]["service"] == {"name": f"{NAME}-page", "port": {"name": "http"}}
+    )
+
+
+def test_the_ingress_leads_to_all_of_the_page_and_to_nothing_beside_it() -> None:
+    resources, unused = render("ha-postgresql"), cast("Any", None)
+    pages = {re.sub(r"\{\w+\}", "a1b2", route.path) for route in page_routes(unused)}
+    assert {"/", "/studies/a1b2", "/sign-in/callback"} <= pages
+    assert {page for page in pages if not _is_led_on(resources, page)} == set()
+    # Of the same port, and answered to anybody.
+    health = {route.path for route in build_app({}, unused, None).routes if isinstance(route, Route)}
+    assert health == {"/livez", "/readyz", "/metrics"}
+    assert {page for page in health if _is_led_on(resources, page)} == set()
 
 
 def test_a_policy_is_given_with_its_approvals() -> None:

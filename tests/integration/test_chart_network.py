@@ -100,11 +100,25 @@ def test_one_pod_alone_takes_from_its_senders_and_gives_to_its_pacs() -> None:
     assert not _is_allowed(rendered, "single", pacs, 22)
 
 
-def test_the_first_installation_migrates_before_there_is_any_policy() -> None:
-    """A hook comes before all else. What it is given is not made by the release."""
-    job = named(render("ha-postgresql"), "Job", "migration")
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    assert not [item for item in of_kind(render("ha-postgresql"), "NetworkPolicy") if "annotations" in item["metadata"]]
+def _weight(resource: Resource) -> int:
+    return int(resource["metadata"]["annotations"].get("helm.sh/hook-weight", 0))
+
+
+def test_a_migration_reaches_its_database_whatever_the_release_before_let_through() -> None:
+    """Hooks come before all else, in the order of their weights: the migration's own policy first."""
+    resources = render("ha-postgresql")
+    job, policy = named(resources, "Job", "migration"), named(resources, "NetworkPolicy", "migration")
+    assert {item["metadata"]["annotations"]["helm.sh/hook"] for item in (job, policy)} == {"pre-install,pre-upgrade"}
+    assert _weight(policy) < _weight(job)
+    assert of_kind(resources, "NetworkPolicy") != [policy]
+    assert [each for each in of_kind(resources, "NetworkPolicy") if "annotations" in each["metadata"]] == [policy]
+    # Of the release before: one pod without a database, and another database than is named now.
+    for before in (render("laptop"), render("external-prometheus")):
+        there = [each for each in of_kind(before, "NetworkPolicy") if "annotations" not in each["metadata"]]
+        source = _end(resources, "migration")
+        assert not allowed(there, source, DATABASE_SERVER, DATABASE)
+        assert allowed([*there, policy], source, DATABASE_SERVER, DATABASE)
+        assert allowed([*there, policy], source, DNS, 53, "UDP")
 
 
 def test_the_port_of_a_database_without_one_in_its_address_is_postgresqls() -> None:

@@ -161,6 +161,18 @@ def test_the_ingress_leads_to_all_of_the_page_and_to_nothing_beside_it() -> None
     assert {page for page in health if _is_led_on(resources, page)} == set()
 
 
+def test_helm_is_told_to_wait_as_long_as_its_jobs_may_take() -> None:
+    resources = render("one-gpu")
+    longest = max(item["spec"]["activeDeadlineSeconds"] for item in of_kind(resources, "Job"))
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^`?helm (?:install|upgrade) site .*?$", readme, flags=re.MULTILINE)
+    assert len(told) == 2
+    for command in told:
+        given = re.search(r"--timeout (\d+)m", command)
+        assert given is not None
+        assert int(given[1]) * 60 > longest
+
+
 def test_a_policy_is_given_with_its_approvals() -> None:
     readme = (CHART / "README.md").read_text(encoding="utf-8")
     command = readme.partition("kube create configmap stepwedge-policies")[2].partition("\n```")[0]

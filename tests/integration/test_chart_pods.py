@@ -212,6 +212,13 @@ def test_images_are_received_while_the_listeners_are_replaced() -> None:
     assert listener["spec"]["replicas"] > 1
 
 
+@pytest.mark.parametrize("values", SETS)
+def test_a_pod_with_a_wrong_image_is_replaced_when_the_image_is_put_right(values: str) -> None:
+    """With OrderedReady it would be waited for, until somebody deletes it."""
+    for item in of_kind(render(values), "StatefulSet"):
+        assert item["spec"]["podManagementPolicy"] == "Parallel", item["metadata"]["name"]
+
+
 def test_a_worker_has_the_stable_name_of_its_pod() -> None:
     worker = named(render("ha-postgresql"), "StatefulSet", "worker")
     (container,) = worker["spec"]["template"]["spec"]["containers"]
@@ -264,6 +271,7 @@ def test_a_budget_never_keeps_a_node_from_being_emptied() -> None:
         resources = render(values)
         for budget in of_kind(resources, "PodDisruptionBudget"):
             assert budget["spec"]["maxUnavailable"] == 1
+            assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", "its pods may be unready for long"
     components = {
         item["metadata"]["labels"]["app.kubernetes.io/component"]
         for item in of_kind(render("ha-postgresql"), "PodDisruptionBudget")

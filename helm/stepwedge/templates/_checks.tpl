@@ -31,6 +31,22 @@
 {{- if and $values.database.ca.existingSecret $values.database.ca.existingConfigMap }}
 {{- fail "database.ca.existingSecret and database.ca.existingConfigMap are both set: the authority comes from one of them" }}
 {{- end }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "stepwedge.fullname" .)) }}
+{{- fail (printf "fullnameOverride, or else the release's name, makes the name %s, which no Service may have: small letters, digits and hyphens, a letter first" (include "stepwedge.fullname" .)) }}
+{{- end }}
+{{- $labels := fromYaml (include "stepwedge.labels" (list . "")) }}
+{{- range $label, $_ := $values.podLabels }}
+{{- if hasKey $labels $label }}
+{{- fail (printf "podLabels has %s, which the chart sets itself: Services, StatefulSets and network policies find the pods by it" $label) }}
+{{- end }}
+{{- end }}
+{{- if and $values.listener.service.loadBalancerClass (ne $values.listener.service.type "LoadBalancer") }}
+{{- fail (printf "listener.service.loadBalancerClass is set, and listener.service.type is %s: only a LoadBalancer has one" $values.listener.service.type) }}
+{{- end }}
+{{- $image := $values.images.inference }}
+{{- if and $values.inference.gpu.enabled (not (or $image.repository $image.tag $image.digest)) }}
+{{- fail "images.inference is empty, and inference.gpu.enabled asks for a GPU: name the image with CUDA, as {tag: 0.1.0-cuda}" }}
+{{- end }}
 {{- $node := default dict $values.settings.node }}
 {{- if not $node.allowed_callers }}
 {{- fail "settings.node.allowed_callers is empty: list the calling AE titles that may send studies" }}
@@ -59,6 +75,9 @@
 
 {{- define "stepwedge.distributedChecks" -}}
 {{- $values := .Values -}}
+{{- if and (not $values.data.existingClaim) (has "ReadWriteOncePod" $values.data.accessModes) }}
+{{- fail "data.accessModes has ReadWriteOncePod: in mode distributed several pods share the volume; ReadWriteMany lets them" }}
+{{- end }}
 {{- if not $values.database.url }}
 {{- fail "database.url is empty: mode distributed shares a PostgreSQL, as postgresql://stepwedge@db.example:5432/stepwedge; mode single does without" }}
 {{- end }}

@@ -197,9 +197,23 @@ def test_each_role_is_started_asked_and_given_time_to_end(values: str) -> None:
         for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             assert container[probe]["httpGet"] == {"path": path, "port": "http"}
         start = container["startupProbe"]
-        assert start["periodSeconds"] * start["failureThreshold"] >= 300
+        assert start["periodSeconds"] * start["failureThreshold"] == 300
         if component in {"listener", "worker", "inference"}:
             assert found[component]["spec"]["terminationGracePeriodSeconds"] == drain + 30
+
+
+@pytest.mark.parametrize("values", ["one-gpu", "laptop"])
+def test_a_start_takes_as_long_as_it_is_given(values: str) -> None:
+    """It grows with the studies that are there."""
+    resources = render(values, {"probes": {"startupSeconds": 1801}})
+    for component in ROLES if values == "one-gpu" else ["single"]:
+        for container in pods(resources)[component]["spec"]["containers"]:
+            start = container["startupProbe"]
+            assert 1801 <= start["periodSeconds"] * start["failureThreshold"] < 1810
+    if values == "one-gpu":
+        job = named(resources, "Job", "constancy-start")["spec"]
+        assert job["template"]["spec"]["containers"][0]["args"][-1] == "1801"
+        assert job["activeDeadlineSeconds"] > 1801 + 600
 
 
 def test_images_are_received_while_the_listeners_are_replaced() -> None:

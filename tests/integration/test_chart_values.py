@@ -34,6 +34,7 @@ OF_THE_WRONG_KIND: list[tuple[str, Any, str, str]] = [
     ("worker.autoscaling.queueAgeSeconds", 0, "worker.autoscaling.queueAgeSeconds", ""),
     ("inference.gpu.count", 0, "inference.gpu.count", ""),
     ("mode", "cluster", "mode", ""),
+    ("probes.startupSeconds", 0, "probes.startupSeconds", ""),
     ("images.service.tag", "latest", "images.service.tag", ""),
     ("images.service.digest", "sha256:12", "images.service.digest", ""),
     ("images.registry", "https://registry.example", "images.registry", ""),

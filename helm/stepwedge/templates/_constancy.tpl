@@ -49,5 +49,5 @@ template:
 {{- define "stepwedge.constancySeconds" -}}
 {{- $constancy := default dict .Values.settings.constancy -}}
 {{- $seconds := float64 (dig "timeout_seconds" 600 $constancy) -}}
-{{- add (mul (len .Values.models.run) (ceil $seconds | int)) 480 }}
+{{- add (mul (len .Values.models.run) (ceil $seconds | int)) .Values.probes.startupSeconds 180 }}
 {{- end }}

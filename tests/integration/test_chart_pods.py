@@ -251,6 +251,20 @@ def test_only_one_monitor_runs_and_it_has_no_patient_data() -> None:
         assert volume["persistentVolumeClaim"]["claimName"] in {f"{NAME}-stepwatch", "stepwatch"}
 
 
+@pytest.mark.parametrize("values", ["one-gpu", "laptop"])
+def test_the_monitor_gets_the_files_that_its_settings_name(values: str) -> None:
+    mounts = {"keys": {"existingConfigMap": "a"}, "secret": {"existingSecret": "b"}, "cases": {"existingClaim": "c"}}
+    pod = pods(render(values, {"stepwatch": {"mounts": mounts}}))["stepwatch" if values == "one-gpu" else "single"]
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["mount-keys"]["configMap"] == {"name": "a"}
+    assert volumes["mount-secret"]["secret"]["secretName"] == "b"
+    assert volumes["mount-cases"]["persistentVolumeClaim"] == {"claimName": "c", "readOnly": True}
+    for container in pod["spec"]["containers"]:
+        found = {item["mountPath"] for item in container["volumeMounts"] if item["name"] in volumes}
+        is_monitor = container["name"] == "stepwatch"
+        assert ({"/mnt/keys", "/mnt/secret", "/mnt/cases"} <= found) is is_monitor
+
+
 def test_the_inference_server_has_neither_studies_nor_the_database() -> None:
     for values in DISTRIBUTED:
         pod = pods(render(values))["inference"]

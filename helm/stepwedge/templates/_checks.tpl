@@ -51,6 +51,20 @@
 {{- if not $node.allowed_callers }}
 {{- fail "settings.node.allowed_callers is empty: list the calling AE titles that may send studies" }}
 {{- end }}
+{{- $retrain := default dict $values.stepwatch.settings.retrain }}
+{{- $there := list "/models/" "/policies/" "/data/" }}
+{{- range $mount, $_ := $values.stepwatch.mounts }}{{ $there = append $there (printf "/mnt/%s/" $mount) }}{{ end }}
+{{- range $key := list "keys" "retired_keys" "trusted_keys" "webhook_key_file" "locked_data" "locked_labels" }}
+{{- $paths := get $retrain $key }}
+{{- range compact (kindIs "slice" $paths | ternary $paths (list $paths)) }}
+{{- $path := printf "%s/" . }}
+{{- $is := false }}
+{{- range $there }}{{ if hasPrefix . $path }}{{ $is = true }}{{ end }}{{ end }}
+{{- if not $is }}
+{{- fail (printf "stepwatch.settings.retrain.%s names %s, which the monitor's pod does not have: name what holds it in stepwatch.mounts, as {keys: {existingConfigMap: retraining-keys}}, and the path as /mnt/keys/…" $key .) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if eq $values.mode "single" }}
 {{- include "stepwedge.singleChecks" . }}
 {{- else }}

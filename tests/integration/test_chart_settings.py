@@ -140,6 +140,25 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     assert environment(container)["STEPWEDGE_PAGE__TOKENS_FILE"] == "/run/secrets/stepwedge-page/tokens.yaml"
 
 
+def test_alarms_can_be_acknowledged_on_the_page_of_one_pod_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = render("laptop", {"stepwatch": {"token": {"existingSecret": "webhook"}}})
+    container, monitor = pods(resources)["single"]["spec"]["containers"]
+    for name, value in environment(container).items():
+        monkeypatch.setenv(name, value)
+    asked = load_settings(_file(resources, "stepwedge.yaml", tmp_path)).watch.token_file
+    assert asked == load_watch_settings(_file(resources, "stepwatch.yaml", tmp_path)).http.token_file
+    for each in (container, monitor):
+        assert asked is not None
+        assert str(asked.parent) in {item["mountPath"] for item in each["volumeMounts"]}
+    # Without a token, and without the monitor, there is none to name.
+    for changes in ({}, {"stepwatch": {"enabled": False, "token": {"existingSecret": "webhook"}}}):
+        pod = pods(render("laptop", changes))["single"]
+        assert "STEPWEDGE_WATCH__TOKEN_FILE" not in environment(pod["spec"]["containers"][0])
+        assert "stepwatch-token" not in {volume["name"] for volume in pod["spec"]["volumes"]}
+
+
 def _is_led_on(resources: list[Resource], address: str) -> bool:
     """Whether the ingress leads an address to the page, as Kubernetes matches paths."""
     (rule,) = named(resources, "Ingress", "page")["spec"]["rules"]

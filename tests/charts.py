@@ -72,10 +72,10 @@ def named(resources: Iterable[Resource], kind: str, name: str) -> Resource:
 
 
 def pods(resources: Iterable[Resource]) -> dict[str, Resource]:
-    """Every pod that will be, by its component: its `metadata` and `spec`."""
+    """Every pod that will be, by what stands behind the release's name, or its component: its `metadata` and `spec`."""
     found: dict[str, Resource] = {}
     for item in resources:
-        kind, spec = item["kind"], item.get("spec", {})
+        kind, name, spec = item["kind"], item["metadata"]["name"], item.get("spec", {})
         template = {
             "Deployment": lambda spec=spec: spec["template"],
             "StatefulSet": lambda spec=spec: spec["template"],
@@ -85,7 +85,8 @@ def pods(resources: Iterable[Resource]) -> dict[str, Resource]:
         }.get(kind)
         if template is not None:
             pod = template()
-            found[pod["metadata"]["labels"]["app.kubernetes.io/component"]] = pod
+            component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+            found[component if name == NAME else name.removeprefix(f"{NAME}-")] = pod
     return found
 
 

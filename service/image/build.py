@@ -1,4 +1,4 @@
-"""Builds both images, measures them, and puts their bills of materials and licences into a folder.
+"""Builds the images, measures them, and puts their bills of materials and licences into a folder.
 
 ``make image``; with docker, podman or buildah, whichever is there. Where pip has an index or a certificate of its own
 on this machine, the build gets them as secrets, which no layer keeps. Status 1 if an image is larger than it may be.
@@ -31,13 +31,18 @@ class Image:
 
     target: str
     name: str
-    largest_mb: int  # uncompressed, in millions of bytes; without CUDA
+    largest_mb: int | None  # uncompressed, in millions of bytes; None: as large as it becomes
+    variant: str = ""  # behind the tag and in the names of its lists
+    arguments: tuple[str, ...] = ()
 
 
 IMAGES = (
     Image(target="service", name="stepwedge", largest_mb=700),
     Image(target="monitor", name="stepwatch", largest_mb=800),
 )
+CUDA = Image(
+    target="service", name="stepwedge", largest_mb=None, variant="-cuda", arguments=("--build-arg", "CUDA=1")
+)  # fmt: skip
 
 
 def find_engine() -> str:
@@ -57,8 +62,8 @@ def build(engine: str, image: Image, tag: str, arguments: Sequence[str], secrets
         command += ["--isolation", "chroot", "--layers"]
     if engine != "docker":
         command += ["--format", "docker"]  # the OCI's own format has no health check
-    reference = f"{image.name}:{tag}"
-    command += [*secrets, *arguments, "--target", image.target, "--tag", reference, str(_TOP)]
+    reference = f"{image.name}:{tag}{image.variant}"
+    command += [*secrets, *arguments, *image.arguments, "--target", image.target, "--tag", reference, str(_TOP)]
     _run(command)
     return reference
 
@@ -107,7 +112,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=_ENGINES, help="default: the first that works")
     parser.add_argument("--base", metavar="IMAGE", help="base image, to pin a digest or use a mirror of your own")
     parser.add_argument("--tag", default="dev", help="default: dev")
-    parser.add_argument("--cuda", action="store_true", help="the service with CUDA; it has no limit of size")
+    parser.add_argument("--cuda", action="store_true", help="also the service with CUDA; it has no limit of size")
     parser.add_argument(
         "--out", type=Path, default=_TOP / "build" / "image", metavar="DIR", help="default: build/image"
     )
@@ -120,15 +125,14 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         secrets = pip_secrets(Path(folder))
-        for image in IMAGES:
-            cuda = options.cuda and image.target == "service"
-            own = [*arguments, "--build-arg", "CUDA=1"] if cuda else arguments
-            reference = build(engine, image, f"{options.tag}-cuda" if cuda else options.tag, own, secrets)
+        for image in (*IMAGES, CUDA) if options.cuda else IMAGES:
+            reference = build(engine, image, options.tag, arguments, secrets)
             for name in ("sbom.cdx.json", "licences.txt"):
-                (options.out / f"{image.name}.{name}").write_text(read(engine, reference, f"{_LISTS}/{name}"))
-            size = size_mb(engine, reference)
-            print(f"{reference}: {size:.0f} MB" + ("" if cuda else f", at most {image.largest_mb}"))  # noqa: T201
-            too_large |= not cuda and size > image.largest_mb
+                file = options.out / f"{image.name}{image.variant}.{name}"
+                file.write_text(read(engine, reference, f"{_LISTS}/{name}"))
+            size, most = size_mb(engine, reference), image.largest_mb
+            print(f"{reference}: {size:.0f} MB" + ("" if most is None else f", at most {most}"))  # noqa: T201
+            too_large |= most is not None and size > most
     said = "An image is larger than it may be." if too_large else f"Bills of materials and licences: {options.out}"
     print(said)  # noqa: T201
     return int(too_large)

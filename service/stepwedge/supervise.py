@@ -205,8 +205,8 @@ class Supervisor:
 
     def _end_reload(self, asked: Mapping[str, Any], outcome: str, reason: str) -> None:
         metrics.RELOADS.labels(outcome).inc()
-        say = log.info if outcome == "done" else log.error
-        say("reload", outcome=outcome, reason=reason, digests=[model["digest"] for model in self._models])
+        digests = [model["digest"] for model in self._models]
+        (log.info if outcome == "done" else log.error)("reload", outcome=outcome, reason=reason, digests=digests)
         self._say({"token": asked.get("token", ""), "outcome": outcome, "reason": reason})
 
     def _say(self, reload: Mapping[str, Any] | None = None) -> None:

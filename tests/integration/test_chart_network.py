@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from charts import VALUE_SETS, Resource, of_kind, pods, render
+from charts import VALUE_SETS, Resource, named, of_kind, pods, render
 from networks import OURS, End, allowed
 
 DICOM, ROLE, INFERENCE, WATCH, DATABASE = 11112, 8080, 3000, 9108, 5433
@@ -30,11 +30,12 @@ WATCHED: dict[str, Any] = {
 }  # fmt: skip
 
 LISTENER, WORKER, SERVER, MONITOR, PAGE = "listener", "worker", "inference", "stepwatch", "page"
+CONSTANCY = ("constancy", "constancy-start", "accept")
 NEEDED = [
-    (SENDER, LISTENER, DICOM), ("constancy", LISTENER, DICOM), ("test", LISTENER, DICOM),
+    (SENDER, LISTENER, DICOM), ("test", LISTENER, DICOM), *((each, LISTENER, DICOM) for each in CONSTANCY),
     (WORKER, SERVER, INFERENCE), (WORKER, PACS, 104), (WORKER, ARCHIVE, 11113),
-    *((role, DATABASE_SERVER, DATABASE) for role in (LISTENER, WORKER, MONITOR, PAGE, "migration", "constancy")),
-    *((role, DNS, 53) for role in (LISTENER, WORKER, SERVER, MONITOR, PAGE, "migration", "constancy", "test")),
+    *((role, DATABASE_SERVER, DATABASE) for role in (LISTENER, WORKER, MONITOR, PAGE, "migration", *CONSTANCY)),
+    *((role, DNS, 53) for role in (LISTENER, WORKER, SERVER, MONITOR, PAGE, "migration", *CONSTANCY, "test")),
     *((role, COLLECTOR, 4318) for role in (LISTENER, WORKER, SERVER)),
     (PAGE, MONITOR, WATCH), (PAGE, SERVER, INFERENCE), (PAGE, PROVIDER, 443), (INGRESS, PAGE, ROLE),
     *((PROMETHEUS, role, ROLE) for role in (LISTENER, WORKER, PAGE)),
@@ -45,7 +46,8 @@ FORBIDDEN = [
     (STRANGER, LISTENER, DICOM), (NEIGHBOUR, LISTENER, DICOM), (INTERNET, LISTENER, DICOM),
     (SENDER, LISTENER, ROLE), (SENDER, PAGE, ROLE), (SENDER, MONITOR, WATCH), (SENDER, SERVER, INFERENCE),
     (STRANGER, SERVER, INFERENCE), (NEIGHBOUR, SERVER, INFERENCE), (LISTENER, SERVER, INFERENCE),
-    ("constancy", SERVER, INFERENCE), (STRANGER, PAGE, ROLE), (NEIGHBOUR, MONITOR, WATCH), (WORKER, MONITOR, WATCH),
+    *((each, SERVER, INFERENCE) for each in CONSTANCY),
+    (STRANGER, PAGE, ROLE), (NEIGHBOUR, MONITOR, WATCH), (WORKER, MONITOR, WATCH),
     (INGRESS, MONITOR, WATCH), (INGRESS, LISTENER, DICOM), (ALERTMANAGER, LISTENER, ROLE), (ALERTMANAGER, PAGE, ROLE),
     (SERVER, DATABASE_SERVER, DATABASE), (SERVER, PACS, 104), (SERVER, INTERNET, 443),
     (LISTENER, PACS, 104), (PAGE, PACS, 104), (MONITOR, PACS, 104), (MONITOR, INTERNET, 443), (PAGE, INTERNET, 443),
@@ -98,11 +100,25 @@ def test_one_pod_alone_takes_from_its_senders_and_gives_to_its_pacs() -> None:
     assert not _is_allowed(rendered, "single", pacs, 22)
 
 
-def test_the_first_installation_migrates_before_there_is_any_policy() -> None:
-    """A hook comes before all else. What it is given is not made by the release."""
-    job = next(item for item in render("ha-postgresql") if item["kind"] == "Job")
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    assert not [item for item in of_kind(render("ha-postgresql"), "NetworkPolicy") if "annotations" in item["metadata"]]
+def _weight(resource: Resource) -> int:
+    return int(resource["metadata"]["annotations"].get("helm.sh/hook-weight", 0))
+
+
+def test_a_migration_reaches_its_database_whatever_the_release_before_let_through() -> None:
+    """Hooks come before all else, in the order of their weights: the migration's own policy first."""
+    resources = render("ha-postgresql")
+    job, policy = named(resources, "Job", "migration"), named(resources, "NetworkPolicy", "migration")
+    assert {item["metadata"]["annotations"]["helm.sh/hook"] for item in (job, policy)} == {"pre-install,pre-upgrade"}
+    assert _weight(policy) < _weight(job)
+    assert of_kind(resources, "NetworkPolicy") != [policy]
+    assert [each for each in of_kind(resources, "NetworkPolicy") if "annotations" in each["metadata"]] == [policy]
+    # Of the release before: one pod without a database, and another database than is named now.
+    for before in (render("laptop"), render("external-prometheus")):
+        there = [each for each in of_kind(before, "NetworkPolicy") if "annotations" not in each["metadata"]]
+        source = _end(resources, "migration")
+        assert not allowed(there, source, DATABASE_SERVER, DATABASE)
+        assert allowed([*there, policy], source, DATABASE_SERVER, DATABASE)
+        assert allowed([*there, policy], source, DNS, 53, "UDP")
 
 
 def test_the_port_of_a_database_without_one_in_its_address_is_postgresqls() -> None:

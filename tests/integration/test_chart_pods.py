@@ -10,7 +10,7 @@ import pytest
 import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, named, of_kind, pods, render, run_helm, selects
 from stepwedge import __version__
-from stepwedge.settings import Worker
+from stepwedge.settings import Constancy, Worker
 
 SETS = list(VALUE_SETS)
 DISTRIBUTED = [values for values in SETS if values != "laptop"]
@@ -197,9 +197,23 @@ def test_each_role_is_started_asked_and_given_time_to_end(values: str) -> None:
         for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
             assert container[probe]["httpGet"] == {"path": path, "port": "http"}
         start = container["startupProbe"]
-        assert start["periodSeconds"] * start["failureThreshold"] >= 300
+        assert start["periodSeconds"] * start["failureThreshold"] == 300
         if component in {"listener", "worker", "inference"}:
             assert found[component]["spec"]["terminationGracePeriodSeconds"] == drain + 30
+
+
+@pytest.mark.parametrize("values", ["one-gpu", "laptop"])
+def test_a_start_takes_as_long_as_it_is_given(values: str) -> None:
+    """It grows with the studies that are there."""
+    resources = render(values, {"probes": {"startupSeconds": 1801}})
+    for component in ROLES if values == "one-gpu" else ["single"]:
+        for container in pods(resources)[component]["spec"]["containers"]:
+            start = container["startupProbe"]
+            assert 1801 <= start["periodSeconds"] * start["failureThreshold"] < 1810
+    if values == "one-gpu":
+        job = named(resources, "Job", "constancy-start")["spec"]
+        assert job["template"]["spec"]["containers"][0]["args"][-1] == "1801"
+        assert job["activeDeadlineSeconds"] > 1801 + 600
 
 
 def test_images_are_received_while_the_listeners_are_replaced() -> None:
@@ -210,6 +224,13 @@ def test_images_are_received_while_the_listeners_are_replaced() -> None:
     assert service["sessionAffinity"] == "ClientIP"
     assert service["externalTrafficPolicy"] == "Local"
     assert listener["spec"]["replicas"] > 1
+
+
+@pytest.mark.parametrize("values", SETS)
+def test_a_pod_with_a_wrong_image_is_replaced_when_the_image_is_put_right(values: str) -> None:
+    """With OrderedReady it would be waited for, until somebody deletes it."""
+    for item in of_kind(render(values), "StatefulSet"):
+        assert item["spec"]["podManagementPolicy"] == "Parallel", item["metadata"]["name"]
 
 
 def test_a_worker_has_the_stable_name_of_its_pod() -> None:
@@ -228,6 +249,20 @@ def test_only_one_monitor_runs_and_it_has_no_patient_data() -> None:
         assert mount["mountPath"] == "/data/watch"
         (volume,) = (item for item in spec["volumes"] if item["name"] == "data")
         assert volume["persistentVolumeClaim"]["claimName"] in {f"{NAME}-stepwatch", "stepwatch"}
+
+
+@pytest.mark.parametrize("values", ["one-gpu", "laptop"])
+def test_the_monitor_gets_the_files_that_its_settings_name(values: str) -> None:
+    mounts = {"keys": {"existingConfigMap": "a"}, "secret": {"existingSecret": "b"}, "cases": {"existingClaim": "c"}}
+    pod = pods(render(values, {"stepwatch": {"mounts": mounts}}))["stepwatch" if values == "one-gpu" else "single"]
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["mount-keys"]["configMap"] == {"name": "a"}
+    assert volumes["mount-secret"]["secret"]["secretName"] == "b"
+    assert volumes["mount-cases"]["persistentVolumeClaim"] == {"claimName": "c", "readOnly": True}
+    for container in pod["spec"]["containers"]:
+        found = {item["mountPath"] for item in container["volumeMounts"] if item["name"] in volumes}
+        is_monitor = container["name"] == "stepwatch"
+        assert ({"/mnt/keys", "/mnt/secret", "/mnt/cases"} <= found) is is_monitor
 
 
 def test_the_inference_server_has_neither_studies_nor_the_database() -> None:
@@ -264,6 +299,7 @@ def test_a_budget_never_keeps_a_node_from_being_emptied() -> None:
         resources = render(values)
         for budget in of_kind(resources, "PodDisruptionBudget"):
             assert budget["spec"]["maxUnavailable"] == 1
+            assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", "its pods may be unready for long"
     components = {
         item["metadata"]["labels"]["app.kubernetes.io/component"]
         for item in of_kind(render("ha-postgresql"), "PodDisruptionBudget")
@@ -278,14 +314,65 @@ def test_studies_and_requests_outlive_the_release() -> None:
     assert of_kind(render("no-cluster-admin"), "PersistentVolumeClaim") == []
 
 
+def _constancy_jobs(resources: list[Resource]) -> dict[str, Resource]:
+    """What runs the reference set, by name: the Jobs' specs."""
+    return {
+        "constancy": named(resources, "CronJob", "constancy")["spec"]["jobTemplate"]["spec"],
+        "accept": named(resources, "CronJob", "accept")["spec"]["jobTemplate"]["spec"],
+        "constancy-start": named(resources, "Job", "constancy-start")["spec"],
+    }
+
+
 def test_the_constancy_run_sends_to_the_listeners_and_is_not_repeated_when_it_finds_something() -> None:
-    job = named(render("ha-postgresql"), "CronJob", "constancy")["spec"]
-    pod = job["jobTemplate"]["spec"]["template"]["spec"]
-    variables = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
-    assert variables["STEPWEDGE_NODE__HOST"] == f"{NAME}-listener"
-    assert variables["STEPWEDGE_NODE__PORT"] == "11112"
-    assert job["concurrencyPolicy"] == "Forbid"
-    assert (job["jobTemplate"]["spec"]["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    resources = render("ha-postgresql")
+    assert named(resources, "CronJob", "constancy")["spec"]["concurrencyPolicy"] == "Forbid"
+    for job in _constancy_jobs(resources).values():
+        pod = job["template"]["spec"]
+        variables = {item["name"]: item["value"] for item in pod["containers"][0]["env"]}
+        assert variables["STEPWEDGE_NODE__HOST"] == f"{NAME}-listener"
+        assert variables["STEPWEDGE_NODE__PORT"] == "11112"
+        assert pod["restartPolicy"] == "Never"
+        # One that could not send is tried again: its status is 2.
+        assert job["backoffLimit"] > 0
+        (rule,) = job["podFailurePolicy"]["rules"]
+        assert rule == {
+            "action": "FailJob", "onExitCodes": {"containerName": "constancy", "operator": "In", "values": [1]},
+            "onPodConditions": [],
+        }  # fmt: skip
+
+
+def test_a_stuck_constancy_run_does_not_keep_later_ones_from_starting() -> None:
+    assert Constancy().timeout_seconds == 600, "the chart takes it for the default"
+    for changes, at_least in (
+        ({}, 600),
+        ({"settings": {"constancy": {"timeout_seconds": 1200.5}}}, 1201),
+        ({"models": {"run": 2 * [{"package": "/models/a", "policy": "/models/p.yaml"}]}}, 1200),
+    ):
+        for job in _constancy_jobs(render("ha-postgresql", changes)).values():
+            assert at_least + 300 < job["activeDeadlineSeconds"] <= at_least + 600
+
+
+def test_every_release_has_a_constancy_run_once_its_roles_are_there() -> None:
+    resources = render("ha-postgresql")
+    job = named(resources, "Job", "constancy-start")
+    assert job["metadata"]["annotations"] == {
+        "helm.sh/hook": "post-install,post-upgrade,post-rollback", "helm.sh/hook-delete-policy": "before-hook-creation",
+    }  # fmt: skip
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["constancy", "--after-start", "300"]
+    without = render("ha-postgresql", {"constancy": {"afterRelease": False}})
+    assert {"constancy", "accept"} <= pods(without).keys()
+    assert "constancy-start" not in pods(without)
+    off = render("ha-postgresql", {"constancy": {"enabled": False}})
+    assert not {"constancy", "accept", "constancy-start"} & pods(off).keys()
+
+
+def test_new_answers_are_accepted_only_by_a_person_who_makes_a_job_of_it() -> None:
+    resources = render("ha-postgresql")
+    waiting = named(resources, "CronJob", "accept")["spec"]
+    assert waiting["suspend"] is True
+    (container,) = pods(resources)["accept"]["spec"]["containers"]
+    assert container["args"] == ["constancy", "--accept"]
 
 
 def test_a_change_of_the_settings_rolls_the_pods() -> None:

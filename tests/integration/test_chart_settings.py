@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 from charts import CHART, NAME, VALUE_SETS, Resource, containers, environment, named, of_kind, pods, render, run_helm
 from peers import require_tool
+from starlette.routing import Route
 from stepwatch.settings import load_settings as load_watch_settings
+from stepwedge.page.app import build_app
+from stepwedge.page.routes import page_routes
+from stepwedge.policy import approvals_file
 from stepwedge.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +138,65 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     }  # fmt: skip
     (container,) = pods(render("one-gpu"))["page"]["spec"]["containers"]
     assert environment(container)["STEPWEDGE_PAGE__TOKENS_FILE"] == "/run/secrets/stepwedge-page/tokens.yaml"
+
+
+def test_alarms_can_be_acknowledged_on_the_page_of_one_pod_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = render("laptop", {"stepwatch": {"token": {"existingSecret": "webhook"}}})
+    container, monitor = pods(resources)["single"]["spec"]["containers"]
+    for name, value in environment(container).items():
+        monkeypatch.setenv(name, value)
+    asked = load_settings(_file(resources, "stepwedge.yaml", tmp_path)).watch.token_file
+    assert asked == load_watch_settings(_file(resources, "stepwatch.yaml", tmp_path)).http.token_file
+    for each in (container, monitor):
+        assert asked is not None
+        assert str(asked.parent) in {item["mountPath"] for item in each["volumeMounts"]}
+    # Without a token, and without the monitor, there is none to name.
+    for changes in ({}, {"stepwatch": {"enabled": False, "token": {"existingSecret": "webhook"}}}):
+        pod = pods(render("laptop", changes))["single"]
+        assert "STEPWEDGE_WATCH__TOKEN_FILE" not in environment(pod["spec"]["containers"][0])
+        assert "stepwatch-token" not in {volume["name"] for volume in pod["spec"]["volumes"]}
+
+
+def _is_led_on(resources: list[Resource], address: str) -> bool:
+    """Whether the ingress leads an address to the page, as Kubernetes matches paths."""
+    (rule,) = named(resources, "Ingress", "page")["spec"]["rules"]
+    return any(
+        address == path["path"] or (path["pathType"] == "Prefix" and address.startswith(path["path"].rstrip("/") + "/"))
+        for path in rule["http"]["paths"]
+        if path["backend"]["service"] == {"name": f"{NAME}-page", "port": {"name": "http"}}
+    )
+
+
+def test_the_ingress_leads_to_all_of_the_page_and_to_nothing_beside_it() -> None:
+    resources, unused = render("ha-postgresql"), cast("Any", None)
+    pages = {re.sub(r"\{\w+\}", "a1b2", route.path) for route in page_routes(unused)}
+    assert {"/", "/studies/a1b2", "/sign-in/callback"} <= pages
+    assert {page for page in pages if not _is_led_on(resources, page)} == set()
+    # Of the same port, and answered to anybody.
+    health = {route.path for route in build_app({}, unused, None).routes if isinstance(route, Route)}
+    assert health == {"/livez", "/readyz", "/metrics"}
+    assert {page for page in health if _is_led_on(resources, page)} == set()
+
+
+def test_helm_is_told_to_wait_as_long_as_its_jobs_may_take() -> None:
+    resources = render("one-gpu")
+    longest = max(item["spec"]["activeDeadlineSeconds"] for item in of_kind(resources, "Job"))
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^`?helm (?:install|upgrade) site .*?$", readme, flags=re.MULTILINE)
+    assert len(told) == 2
+    for command in told:
+        given = re.search(r"--timeout (\d+)m", command)
+        assert given is not None
+        assert int(given[1]) * 60 > longest
+
+
+def test_a_policy_is_given_with_its_approvals() -> None:
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    command = readme.partition("kube create configmap stepwedge-policies")[2].partition("\n```")[0]
+    policy, *beside = (Path(name) for name in re.findall(r"--from-file=(\S+)", command))
+    assert beside == [approvals_file(policy)], "a clinical policy without them is refused"
 
 
 def test_no_value_holds_a_password_and_none_reaches_a_config_map() -> None:

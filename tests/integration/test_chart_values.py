@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from charts import CHART, refusal, render, run_helm
+from charts import CHART, VALUE_SETS, refusal, render, run_helm
 
 CLAIM, SECRET = {"existingClaim": "a"}, {"existingSecret": "a"}
 DIGEST = "sha256:" + 64 * "a"
@@ -34,11 +34,21 @@ OF_THE_WRONG_KIND: list[tuple[str, Any, str, str]] = [
     ("worker.autoscaling.queueAgeSeconds", 0, "worker.autoscaling.queueAgeSeconds", ""),
     ("inference.gpu.count", 0, "inference.gpu.count", ""),
     ("mode", "cluster", "mode", ""),
+    ("stepwatch.mounts", {"Keys": {"existingSecret": "a"}}, "stepwatch.mounts", "Keys"),
+    ("stepwatch.mounts", {"keys": {}}, "stepwatch.mounts.keys", ""),
+    ("stepwatch.mounts", {"keys": {"existingSecret": "a", "existingClaim": "b"}}, "stepwatch.mounts.keys", ""),
+    ("probes.startupSeconds", 0, "probes.startupSeconds", ""),
     ("images.service.tag", "latest", "images.service.tag", ""),
     ("images.service.digest", "sha256:12", "images.service.digest", ""),
+    ("images.pullSecrets", [""], "images.pullSecrets.0", ""),
     ("images.registry", "https://registry.example", "images.registry", ""),
     ("database.url", "postgresql://stepwedge:secret@db/stepwedge", "database.url", ""),
     ("database.url", "mysql://stepwedge@db/stepwedge", "database.url", ""),
+    ("database.url", "postgresql://stepwedge@db/stepwedge?password=secret", "database.url", ""),
+    ("database.url", "postgresql://stepwedge@db/stepwedge?sslmode=require&password=secret", "database.url", ""),
+    ("database.url", "postgresql://stepwedge@db/stepwedge?pass%77ord=secret", "database.url", ""),
+    ("database.url", "postgresql://stepwedge@one:5432,two:5433/stepwedge", "database.url", ""),
+    ("database.url", "postgresql://stepwedge@db/stepwedge?host=other", "database.url", ""),
     ("database.password", "secret", "database", "password"),
     ("database.existingSecret", "Not A Name", "database.existingSecret", ""),
     ("models.run", [{"package": "/models/a"}], "models.run.0", "policy"),
@@ -90,7 +100,21 @@ NOT_TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("ha-postgresql", nested("networkPolicy.oidc", []), "networkPolicy.oidc is empty"),
     ("ha-postgresql", nested("networkPolicy.destinations", []), "networkPolicy.destinations is empty"),
     ("ha-postgresql", nested("worker.autoscaling.minReplicas", 9), "worker.autoscaling.minReplicas is more than"),
+    ("one-gpu", nested("data.accessModes", ["ReadWriteOncePod"]), "data.accessModes has ReadWriteOncePod"),
+    ("one-gpu", nested("listener.service", {"type": "NodePort", "loadBalancerClass": "a"}), "loadBalancerClass is set"),
+    ("one-gpu", nested("fullnameOverride", "1.x"), "fullnameOverride, or else the release's name, makes the name 1.x"),
+    ("one-gpu", {"podLabels": {"app.kubernetes.io/component": "a"}}, "podLabels has app.kubernetes.io/component"),
+    ("one-gpu", {"podLabels": {"helm.sh/chart": "a"}}, "podLabels has helm.sh/chart"),
+    ("one-gpu", nested("images.inference.tag", ""), "images.inference is empty"),
+    ("one-gpu", nested("stepwatch.settings.retrain.keys", ["/keys/a.pub"]), "stepwatch.settings.retrain.keys names /k"),
+    ("one-gpu", nested("stepwatch.settings.retrain.locked_data", "/mnt/a"), "stepwatch.settings.retrain.locked_data"),
+    ("laptop", nested("inference.gpu.enabled", True), "images.inference is empty"),
     ("laptop", nested("settings.node.allowed_callers", []), "settings.node.allowed_callers is empty"),
+    ("laptop", nested("monitoring.serviceMonitor.enabled", True), "monitoring.serviceMonitor.enabled is set"),
+    ("laptop", nested("monitoring.scrapeAnnotations", True), "monitoring.scrapeAnnotations is set"),
+    ("laptop", nested("monitoring.rules.kind", "PrometheusRule"), "monitoring.rules.kind is set"),
+    ("laptop", nested("monitoring.rules.kind", "ConfigMap"), "monitoring.rules.kind is set"),
+    ("laptop", nested("monitoring.dashboards.enabled", True), "monitoring.dashboards.enabled is set"),
 ]  # fmt: skip
 
 
@@ -111,6 +135,18 @@ def test_without_values_the_first_thing_to_say_is_named() -> None:
     status, said = run_helm("template", "site", str(CHART))
     assert status != 0
     assert "models.run is empty" in said
+
+
+def test_a_release_whose_name_no_service_may_have_is_refused() -> None:
+    arguments = ("template", "site.one", str(CHART), "--values", str(VALUE_SETS["one-gpu"]))
+    status, said = run_helm(*arguments)
+    assert status != 0
+    assert "makes the name site.one-stepwedge" in said
+    assert run_helm(*arguments, changes={"fullnameOverride": "site-one"})[0] == 0
+
+
+def test_one_machine_may_keep_its_volume_to_itself() -> None:
+    assert render("laptop", nested("data.accessModes", ["ReadWriteOncePod"]))
 
 
 def test_every_value_is_of_the_schema_and_the_other_way_round() -> None:

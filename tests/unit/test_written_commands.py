@@ -45,7 +45,14 @@ def problem(command: str) -> str:
         parser = subcommands[0].choices[rest.pop(0)]
     options = {option for action in parser._actions for option in action.option_strings}
     unknown = [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]
-    return f"it has no {', '.join(unknown)}" if unknown else ""
+    if unknown:
+        return f"it has no {', '.join(unknown)}"
+    # With what it is about, a command of one line is to be typed as it stands; without, it is only named.
+    if not rest or rest[0].startswith("-") or {"…", "\\"} & set(rest):
+        return ""
+    needed = [action.option_strings[0] for action in parser._actions if action.option_strings and action.required]
+    missing = [option for option in needed if option not in rest]
+    return f"it needs {', '.join(missing)}" if missing else ""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -58,6 +65,9 @@ def test_a_command_that_is_not_there_is_found() -> None:
     assert problem("stepwedge status --json") == ""
     assert problem("stepwedge dance") == "there is no dance"
     assert problem("stepwatch labels import FILE.csv --fast") == "it has no --fast"
+    assert problem("stepwatch retrain run REQUEST") == "it needs --key"
+    assert problem("stepwatch retrain run REQUEST --key FILE") == ""
+    assert problem("stepwatch retrain run") == ""
     assert written("see `stepwatch alarms`\n```sh\nstepwedge serve  # all\nls\n```\n") == [
         "stepwatch alarms",
         "stepwedge serve  # all",

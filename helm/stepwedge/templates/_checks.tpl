@@ -31,11 +31,43 @@
 {{- if and $values.database.ca.existingSecret $values.database.ca.existingConfigMap }}
 {{- fail "database.ca.existingSecret and database.ca.existingConfigMap are both set: the authority comes from one of them" }}
 {{- end }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "stepwedge.fullname" .)) }}
+{{- fail (printf "fullnameOverride, or else the release's name, makes the name %s, which no Service may have: small letters, digits and hyphens, a letter first" (include "stepwedge.fullname" .)) }}
+{{- end }}
+{{- $labels := fromYaml (include "stepwedge.labels" (list . "")) }}
+{{- range $label, $_ := $values.podLabels }}
+{{- if hasKey $labels $label }}
+{{- fail (printf "podLabels has %s, which the chart sets itself: Services, StatefulSets and network policies find the pods by it" $label) }}
+{{- end }}
+{{- end }}
+{{- if and $values.listener.service.loadBalancerClass (ne $values.listener.service.type "LoadBalancer") }}
+{{- fail (printf "listener.service.loadBalancerClass is set, and listener.service.type is %s: only a LoadBalancer has one" $values.listener.service.type) }}
+{{- end }}
+{{- $image := $values.images.inference }}
+{{- if and $values.inference.gpu.enabled (not (or $image.repository $image.tag $image.digest)) }}
+{{- fail "images.inference is empty, and inference.gpu.enabled asks for a GPU: name the image with CUDA, as {tag: 0.1.0-cuda}" }}
+{{- end }}
 {{- $node := default dict $values.settings.node }}
 {{- if not $node.allowed_callers }}
 {{- fail "settings.node.allowed_callers is empty: list the calling AE titles that may send studies" }}
 {{- end }}
-{{- if ne $values.mode "single" }}
+{{- $retrain := default dict $values.stepwatch.settings.retrain }}
+{{- $there := list "/models/" "/policies/" "/data/" }}
+{{- range $mount, $_ := $values.stepwatch.mounts }}{{ $there = append $there (printf "/mnt/%s/" $mount) }}{{ end }}
+{{- range $key := list "keys" "retired_keys" "trusted_keys" "webhook_key_file" "locked_data" "locked_labels" }}
+{{- $paths := get $retrain $key }}
+{{- range compact (kindIs "slice" $paths | ternary $paths (list $paths)) }}
+{{- $path := printf "%s/" . }}
+{{- $is := false }}
+{{- range $there }}{{ if hasPrefix . $path }}{{ $is = true }}{{ end }}{{ end }}
+{{- if not $is }}
+{{- fail (printf "stepwatch.settings.retrain.%s names %s, which the monitor's pod does not have: name what holds it in stepwatch.mounts, as {keys: {existingConfigMap: retraining-keys}}, and the path as /mnt/keys/…" $key .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if eq $values.mode "single" }}
+{{- include "stepwedge.singleChecks" . }}
+{{- else }}
 {{- include "stepwedge.distributedChecks" . }}
 {{- end }}
 {{- if $values.networkPolicy.enabled }}
@@ -43,8 +75,23 @@
 {{- end }}
 {{- end }}
 
+{{- define "stepwedge.singleChecks" -}}
+{{- $monitoring := .Values.monitoring -}}
+{{- $asked := dict "serviceMonitor.enabled" $monitoring.serviceMonitor.enabled "scrapeAnnotations" $monitoring.scrapeAnnotations }}
+{{- $_ := set $asked "rules.kind" (ne $monitoring.rules.kind "none") }}
+{{- $_ := set $asked "dashboards.enabled" $monitoring.dashboards.enabled }}
+{{- range $key, $is := $asked }}
+{{- if $is }}
+{{- fail (printf "monitoring.%s is set, and in mode single Prometheus cannot reach the metrics: they are on the pod's loopback, and rules would tell of roles that are away" $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "stepwedge.distributedChecks" -}}
 {{- $values := .Values -}}
+{{- if and (not $values.data.existingClaim) (has "ReadWriteOncePod" $values.data.accessModes) }}
+{{- fail "data.accessModes has ReadWriteOncePod: in mode distributed several pods share the volume; ReadWriteMany lets them" }}
+{{- end }}
 {{- if not $values.database.url }}
 {{- fail "database.url is empty: mode distributed shares a PostgreSQL, as postgresql://stepwedge@db.example:5432/stepwedge; mode single does without" }}
 {{- end }}

@@ -78,20 +78,28 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- /* /livez and /readyz of a named port. A start may take five minutes: packages are verified first. */}}
+{{- /* How often a start is looked at, each five seconds, before the container is started again. */}}
+{{- define "stepwedge.startupLooks" -}}
+{{- divf .Values.probes.startupSeconds 5 | ceil }}
+{{- end }}
+
+{{- /* /livez and /readyz of a named port. Before a role answers, packages are verified and the spool is compared.
+  list CONTEXT PORT */}}
 {{- define "stepwedge.probes" -}}
+{{- $root := index . 0 -}}
+{{- $port := index . 1 -}}
 startupProbe:
-  httpGet: {path: /livez, port: {{ . }}}
+  httpGet: {path: /livez, port: {{ $port }}}
   periodSeconds: 5
   timeoutSeconds: 5
-  failureThreshold: 60
+  failureThreshold: {{ include "stepwedge.startupLooks" $root }}
 livenessProbe:
-  httpGet: {path: /livez, port: {{ . }}}
+  httpGet: {path: /livez, port: {{ $port }}}
   periodSeconds: 15
   timeoutSeconds: 10
   failureThreshold: 4
 readinessProbe:
-  httpGet: {path: /readyz, port: {{ . }}}
+  httpGet: {path: /readyz, port: {{ $port }}}
   periodSeconds: 5
   timeoutSeconds: 10
   failureThreshold: 3
@@ -128,14 +136,17 @@ initContainers:
 {{- toYaml $resources }}
 {{- end }}
 
-{{- /* The same on a loopback port of the pod, which the node's agent cannot ask: a program in the container does. */}}
+{{- /* The same on a loopback port of the pod, which the node's agent cannot ask: a program in the container does.
+  list CONTEXT PORT */}}
 {{- define "stepwedge.ownProbes" -}}
+{{- $root := index . 0 -}}
+{{- $port := index . 1 -}}
 {{- range $probe, $asked := dict "startupProbe" "livez" "livenessProbe" "livez" "readinessProbe" "readyz" }}
 {{ $probe }}:
   exec:
-    command: [python, -I, -c, "import urllib.request as u; u.urlopen('http://127.0.0.1:{{ $ }}/{{ $asked }}', timeout=8)"]
+    command: [python, -I, -c, "import urllib.request as u; u.urlopen('http://127.0.0.1:{{ $port }}/{{ $asked }}', timeout=8)"]
   periodSeconds: {{ ternary 5 30 (eq $probe "startupProbe") }}
   timeoutSeconds: 10
-  failureThreshold: {{ ternary 60 3 (eq $probe "startupProbe") }}
+  failureThreshold: {{ ternary (include "stepwedge.startupLooks" $root) "3" (eq $probe "startupProbe") }}
 {{- end }}
 {{- end }}

@@ -15,6 +15,18 @@
 {{- if has "watch" $what }}
 - name: watch-settings
   configMap: {name: {{ $name }}-stepwatch}
+{{- range $mount, $source := $values.stepwatch.mounts }}
+- name: mount-{{ $mount }}
+  {{- with $source.existingClaim }}
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+  {{- end }}
+  {{- with $source.existingConfigMap }}
+  configMap: {name: {{ . }}}
+  {{- end }}
+  {{- with $source.existingSecret }}
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+  {{- end }}
+{{- end }}
 {{- end }}
 {{- if has "watchToken" $what }}
 {{- with $values.stepwatch.token.existingSecret }}
@@ -115,6 +127,9 @@
 {{- end }}
 {{- if has "watch" $what }}
 - {name: watch-settings, mountPath: /etc/stepwedge, readOnly: true}
+{{- range $mount, $_ := $values.stepwatch.mounts }}
+- {name: mount-{{ $mount }}, mountPath: /mnt/{{ $mount }}, readOnly: true}
+{{- end }}
 {{- end }}
 {{- if has "watchToken" $what }}
 {{- if $values.stepwatch.token.existingSecret }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,13 @@ from stepwedge.errors import PackageError, StepwedgeError
 if TYPE_CHECKING:
     from stepwedge.constancy.expose import Difference
     from stepwedge.observation import ConstancyRun
+    from stepwedge.settings import Settings
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _NOT_CONSTANT = 1
+_ROLES = ("listen", "work")
+_LOOK_SECONDS = 1.0
 _DESCRIPTION = """\
 Sends the reference set of each model's package through the running service (C-STORE, spool, queue, decoding, gate,
 preprocessing, inference, calibration, thresholds, report; no delivery) and compares the answers with those of the day
@@ -49,25 +53,29 @@ def add(commands: Commands) -> None:
         help="take what the site's policy makes of the set now (prevalences, thresholds, a gate of its own) as "
         "accepted; the answers of the package itself cannot be accepted away",
     )
+    parser.add_argument(
+        "--after-start",
+        type=float,
+        metavar="SECONDS",
+        help="as the run that belongs to an installation or upgrade: wait so long for the service to be ready, and end "
+        "with 0 where no package has a reference set",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from stepwedge.constancy.accepted import CONSTANCY, read_reference
     from stepwedge.constancy.expose import expose
+    from stepwedge.constancy.schedule import has_reference_set
     from stepwedge.database import open_store
     from stepwedge.identity import load_site
     from stepwedge.manifest import load_package
     from stepwedge.policy import load_policy
-    from stepwedge.rundir import is_beating
     from stepwedge.signing import load_trust
 
     settings = configured(options, "constancy")
-    for role in ("listen", "work"):
-        if not is_beating(settings.data_dir, role):
-            raise StepwedgeError(
-                f"{settings.data_dir}: no stepwedge {role} is running with these settings; the reference set goes "
-                "through the running service, so start it first"
-            )
+    if options.after_start is not None and not has_reference_set(settings):
+        return 0
+    _wait_for_roles(settings, options.after_start or 0.0)
     trust = load_trust(settings.trust.keys)
     site = load_site(settings.data_dir, settings.site_key_file)
     store = open_store(settings)
@@ -101,6 +109,19 @@ def _run(options: argparse.Namespace) -> int:
             "no model with a reference set is configured by this name; `stepwedge package constancy` adds one"
         )
     return status
+
+
+def _wait_for_roles(settings: Settings, seconds: float) -> None:
+    from stepwedge.rundir import is_beating
+
+    deadline = time.monotonic() + seconds
+    while missing := [role for role in _ROLES if not is_beating(settings.data_dir, role)]:
+        if time.monotonic() >= deadline:
+            raise StepwedgeError(
+                f"{settings.data_dir}: no stepwedge {missing[0]} is running with these settings; the reference set "
+                "goes through the running service, so start it first"
+            )
+        time.sleep(_LOOK_SECONDS)
 
 
 def _as_json(row: ConstancyRun, differences: list[Difference]) -> dict[str, Any]:

@@ -93,8 +93,7 @@ def expose(
             store.add_constancy(row.run, row.to_json())
         finally:
             _clear_ended(settings, store)
-    say = log.info if row.verdict == "constant" else log.error
-    say(
+    (log.info if row.verdict == "constant" else log.error)(
         "constancy_run",
         run=run,
         model=row.model_name,

@@ -15,6 +15,14 @@ from stepwedge.settings import Settings
 log = structlog.get_logger()
 
 
+def has_reference_set(settings: Settings) -> bool:
+    """Whether any package has one; where none has, the log says so."""
+    found = any((model.package / CONSTANCY).is_file() for model in settings.models)
+    if not found:
+        log.warning("no_reference_set", models=len(settings.models))
+    return found
+
+
 class Schedule:
     """Starts ``stepwedge constancy`` once the service is ready, and then every so many hours; for one thread.
 
@@ -46,8 +54,7 @@ class Schedule:
         if self._due is not None and now < self._due:
             return
         self._due = now + self._settings.constancy.every_hours * 3600.0
-        if not any((model.package / CONSTANCY).is_file() for model in self._settings.models):
-            log.warning("no_reference_set", models=len(self._settings.models))
+        if not has_reference_set(self._settings):
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stepwedge", "constancy", "--quiet"], env=self._environment, start_new_session=True

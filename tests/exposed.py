@@ -125,7 +125,7 @@ def count() -> None:
     service.STUDY_END_SECONDS.labels("routine", "reported").observe(90)
     service.DELIVERIES.labels("PACS", "delivered").inc()
     service.ROLE_RESTARTS.labels("infer").inc(0)
-    service.SPOOL_FREE_BYTES.set(80e9)
+    service.SPOOL_FREE_BYTES.labels("listen").set(80e9)
     watch.UPDATE_SECONDS.observe(0.0004)
     watch.WEBHOOK_REQUESTS.labels("taken").inc()
     watch.DATABASE_UP.set(1)

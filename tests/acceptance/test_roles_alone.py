@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,9 +20,9 @@ Samples = dict[tuple[str, str], float]
 
 
 def samples(text: str) -> Samples:
-    """Samples of ours, by name and role."""
+    """Samples of ours, by name and role or check."""
     return {
-        (sample.name, sample.labels.get("role", "")): sample.value
+        (sample.name, sample.labels.get("role", sample.labels.get("check", ""))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name.startswith("stepwedge_")
@@ -50,9 +49,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sample
     with log.open("ab") as out:
         for role in ROLES:
             given = {"STEPWEDGE_CONFIG": str(service.file), "STEPWEDGE_HTTP__PORT": str(ports[role])}
-            processes.append(
-                subprocess.Popen([sys.executable, "-m", "stepwedge", role], env=os.environ | given, stdout=out, stderr=out)
-            )
+            command = [sys.executable, "-m", "stepwedge", role]
+            processes.append(subprocess.Popen(command, env=os.environ | given, stdout=out, stderr=out))
     try:
         until(lambda: all(text(role, "/livez") for role in ROLES), "every role answers")
         yield {role: samples(text(role, "/metrics") or "") for role in ROLES}
@@ -71,5 +69,7 @@ def test_the_room_of_the_spool_is_told_by_the_role_that_looks(shown: dict[str, S
 
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_speaks_for_another(shown: dict[str, Samples], role: str) -> None:
-    assert {said for _, said in shown[role]} <= {"", role}
+    assert {said for _, said in shown[role]} - {"", "clock", "inference"} == {role}
+    assert shown[role]["stepwedge_ready", role] == 1
+    assert shown[role]["stepwedge_database_up", ""] == 1
     assert shown[role]["stepwedge_clock_offset_seconds", role] == pytest.approx(0, abs=5)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,39 +18,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from stepwedge.errors import SettingsError
+from stepwedge.page.gauges import ReadyGauges, StoreGauges
 from stepwedge.settings import Http
 from stepwedge.store import Store
 
 _BACKLOG = 128  # connections that wait to be accepted
 
 Checks = Mapping[str, Callable[[], bool]]
-
-
-class _StoreCollector:
-    """Gauges that are read from the database when Prometheus asks."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        counts = self._store.counts()
-        units = GaugeMetricFamily("stepwedge_units_in_state", "Units of work by state.", labels=["state"])
-        for state, count in counts["units"].items():
-            units.add_metric([state], count)
-        yield units
-        deliveries = GaugeMetricFamily("stepwedge_deliveries_in_state", "Deliveries by state.", labels=["state"])
-        for state, count in counts["deliveries"].items():
-            deliveries.add_metric([state], count)
-        yield deliveries
-        yield GaugeMetricFamily(
-            "stepwedge_studies_open", "Studies that wait to be complete.", value=counts["studies"]["open"]
-        )
-        oldest = self._store.oldest_waiting()
-        yield GaugeMetricFamily(
-            "stepwedge_queue_age_seconds",
-            "Age of the oldest unit of work that has not ended.",
-            value=0.0 if oldest is None else max(0.0, time.time() - oldest),
-        )
 
 
 def build_app(
@@ -70,7 +43,8 @@ def build_app(
     registry = CollectorRegistry()
     if metrics_dir is not None:
         MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
-    registry.register(_StoreCollector(store))
+    registry.register(StoreGauges(store))
+    registry.register(ReadyGauges(checks))
 
     # On the event loop itself: it answers however busy the threads are.
     async def livez(_: Request) -> Response:

@@ -27,9 +27,9 @@ from stepwatch.watch import View
 from stepwedge import metrics as service
 from stepwedge.inference.plane import DataPlane
 from stepwedge.observation import ConstancyRun
-from stepwedge.page.gauges import ReadyGauges, StoreGauges
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
 from stepwedge.records import State
-from stepwedge.settings import Inference
+from stepwedge.settings import Constancy, Inference
 from stepwedge.store import Store, Unit
 
 MODEL = "chest"
@@ -78,6 +78,7 @@ def overview() -> Overview:
         version="1",
         digest="0" * 64,
         usable=True,
+        has_reference=True,
         baseline_rows=1000,
         studies=900,
         saved_studies=int(time.time()) % 1_000_000,
@@ -164,6 +165,7 @@ def main() -> None:
     watched.register(OverviewCollector(overview))
     folder = TemporaryDirectory()
     read.register(StoreGauges(stored(folder.name)))
+    read.register(ConstancyGauges(Constancy()))
     read.register(ReadyGauges({"listen": lambda: True, "work": lambda: True}))
     provider = inference._names_to_collectors["stepwedge_inference_provider"]
     provider.labels(MODEL, "1", "0" * 12, "CPUExecutionProvider", "cpu").set(1)  # type: ignore[attr-defined]

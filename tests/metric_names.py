@@ -17,8 +17,8 @@ from stepwatch.exporter import OverviewCollector
 from stepwatch.overview import Overview
 from stepwedge import metrics as service_metrics
 from stepwedge.inference.plane import DataPlane
-from stepwedge.page.gauges import ReadyGauges, StoreGauges
-from stepwedge.settings import Inference
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
+from stepwedge.settings import Constancy, Inference
 from stepwedge.store import Store
 
 MONITORING = Path(__file__).parents[1] / "monitoring"
@@ -46,7 +46,8 @@ def defined_metrics() -> dict[str, set[str]]:
         (family,) = metric.describe()
         families.append((family, metric._labelnames))
     with TemporaryDirectory() as folder, closing(Store.open_file(Path(folder) / "empty.sqlite")) as store:
-        read = [*StoreGauges(store).collect(), *ReadyGauges({}).collect(), *OverviewCollector(Overview).collect()]
+        gauges = (StoreGauges(store), ReadyGauges({}), ConstancyGauges(Constancy()), OverviewCollector(Overview))
+        read = [family for each in gauges for family in each.collect()]
     families += [(family, family._labelnames) for family in read]  # type: ignore[attr-defined]
     names = {name: set(labels) | _EVERYWHERE for name, labels in (_FOREIGN | _NVIDIA).items()}
     for family, labels in families:

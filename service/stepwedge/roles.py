@@ -279,7 +279,7 @@ def _be_ready(
         return
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     own = {role: lambda: is_beating(settings.data_dir, role), "clock": watch.is_right}
-    app = build_app({**own, **checks}, store, Path(folder) if folder else None, routes=routes)
+    app = build_app({**own, **checks}, store, Path(folder) if folder else None, settings.constancy, routes=routes)
     server = HttpServer(settings.http, app)
     server.start()
     undo.callback(server.stop)

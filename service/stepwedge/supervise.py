@@ -103,6 +103,7 @@ class Supervisor:
                     {**self.checks(), "clock": watch.is_right},
                     store,
                     Path(folder) if folder else None,
+                    settings.constancy,
                     information={"watch": lambda: self._runs("watch")},
                     routes=page_routes(desk),
                 )

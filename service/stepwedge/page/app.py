@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from stepwedge.errors import SettingsError
-from stepwedge.page.gauges import ReadyGauges, StoreGauges
-from stepwedge.settings import Http
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
+from stepwedge.settings import Constancy, Http
 from stepwedge.store import Store
 
 _BACKLOG = 128  # connections that wait to be accepted
@@ -31,6 +31,7 @@ def build_app(
     checks: Checks,
     store: Store,
     metrics_dir: Path | None,
+    constancy: Constancy,
     *,
     information: Checks = MappingProxyType({}),
     routes: Sequence[Route] = (),
@@ -38,6 +39,7 @@ def build_app(
     """The application.
 
     ``checks`` say by name what has to be true for the role to be ready; ``information`` is only told beside it.
+    ``constancy`` is told to whoever waits for runs.
     ``routes`` are those of the page.
     """
     registry = CollectorRegistry()
@@ -45,6 +47,7 @@ def build_app(
         MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
     registry.register(StoreGauges(store))
     registry.register(ReadyGauges(checks))
+    registry.register(ConstancyGauges(constancy))
 
     # On the event loop itself: it answers however busy the threads are.
     async def livez(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Gauges that are read when Prometheus asks: what the database holds and whether it answers, and what is ready."""
+"""Gauges that are read when Prometheus asks: of the database, of what is ready, of what is set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from sqlalchemy.exc import SQLAlchemyError
 
 from stepwedge.schema import DELIVERIES
+from stepwedge.settings import Constancy
 from stepwedge.store import Store
 
 # Well below the 10 seconds after which Prometheus gives up: what else is told then gets there without the database.
@@ -88,6 +89,22 @@ class ReadyGauges:
         """The gauge."""
         ready = {name: int(check()) for name, check in self._checks.items()}
         yield _by("check", "stepwedge_ready", "1 for a check of /readyz that holds, else 0.", ready)
+
+
+class ConstancyGauges:
+    """How often constancy runs are expected; nothing where none are."""
+
+    def __init__(self, settings: Constancy) -> None:
+        self._settings = settings
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauge."""
+        if self._settings.enabled:
+            yield GaugeMetricFamily(
+                "stepwedge_constancy_interval_seconds",
+                "Seconds between two constancy runs, as set.",
+                value=self._settings.every_hours * 3600.0,
+            )
 
 
 def _answer(asked: Future[_Held], store: Store) -> None:

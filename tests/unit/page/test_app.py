@@ -20,7 +20,7 @@ from stepwedge.errors import SettingsError
 from stepwedge.page import gauges
 from stepwedge.page.app import Checks, HttpServer, build_app
 from stepwedge.records import State
-from stepwedge.settings import Http, Settings
+from stepwedge.settings import Constancy, Http, Settings
 from stepwedge.store import Store, Unit
 
 
@@ -32,10 +32,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @contextmanager
-def serving(store: Store, checks: Checks | None = None) -> Iterator[httpx.Client]:
+def serving(store: Store, checks: Checks | None = None, constancy: Constancy | None = None) -> Iterator[httpx.Client]:
     """A client of a running server."""
     (port,) = free_ports(1)
-    server = HttpServer(Http(port=port), build_app(checks or {}, store, None))
+    server = HttpServer(Http(port=port), build_app(checks or {}, store, None, constancy or Constancy()))
     server.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -173,10 +173,22 @@ def test_a_destination_that_has_failed_three_times_is_told_until_it_takes_the_re
         assert failing() is None
 
 
+@pytest.mark.parametrize(
+    ("constancy", "seconds"),
+    [(Constancy(), 86_400), (Constancy(every_hours=168), 604_800), (Constancy(enabled=False), None)],
+)
+def test_the_metrics_tell_how_often_constancy_runs_are_expected(
+    store: Store, constancy: Constancy, seconds: float | None
+) -> None:
+    with serving(store, constancy=constancy) as client:
+        found = samples(client.get("/metrics").text)
+    assert found.get(("stepwedge_constancy_interval_seconds", "")) == seconds
+
+
 def test_an_address_in_use_is_named(store: Store) -> None:
     with serving(store) as client:
         port = client.base_url.port
-        second = HttpServer(Http(port=port), build_app({}, store, None))
+        second = HttpServer(Http(port=port), build_app({}, store, None, Constancy()))
         with pytest.raises(SettingsError, match=rf"http\.port: cannot listen on 127\.0\.0\.1:{port}"):
             second.start()
         second.stop()

@@ -6,18 +6,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from stepwedge.errors import SettingsError
+from stepwedge.page.gathered import Gathered
 from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
 from stepwedge.settings import Constancy, Http
 from stepwedge.store import Store
@@ -30,7 +29,7 @@ Checks = Mapping[str, Callable[[], bool]]
 def build_app(
     checks: Checks,
     store: Store,
-    metrics_dir: Path | None,
+    gathered: Gathered | None,
     constancy: Constancy,
     *,
     information: Checks = MappingProxyType({}),
@@ -39,12 +38,13 @@ def build_app(
     """The application.
 
     ``checks`` say by name what has to be true for the role to be ready; ``information`` is only told beside it.
+    ``gathered`` are the metrics of all roles of this machine; without it those of this process are shown.
     ``constancy`` is told to whoever waits for runs.
     ``routes`` are those of the page.
     """
     registry = CollectorRegistry()
-    if metrics_dir is not None:
-        MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
+    if gathered is not None:
+        registry.register(gathered)
     registry.register(StoreGauges(store))
     registry.register(ReadyGauges(checks))
     registry.register(ConstancyGauges(constancy))
@@ -60,7 +60,7 @@ def build_app(
 
     def metrics(_: Request) -> Response:
         body = generate_latest(registry)
-        if metrics_dir is None:
+        if gathered is None:
             body += generate_latest(REGISTRY)
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -25,8 +27,10 @@ from stepwatch.watch import View
 from stepwedge import metrics as service
 from stepwedge.inference.plane import DataPlane
 from stepwedge.observation import ConstancyRun
-from stepwedge.page.app import _StoreCollector
-from stepwedge.settings import Inference
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
+from stepwedge.records import State
+from stepwedge.settings import Constancy, Inference
+from stepwedge.store import Store, Unit
 
 MODEL = "chest"
 _NVIDIA = b"".join(
@@ -50,16 +54,19 @@ class Signal:
     studies: int = 900
 
 
-class Store:
+def stored(folder: str) -> Store:
     """A store in the middle of a morning."""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """As the real one."""
-        return {"units": {"queued": 2, "reported": 90}, "deliveries": {"pending": 1}, "studies": {"open": 1}}
-
-    def oldest_waiting(self) -> float:
-        """As the real one."""
-        return time.time() - 40
+    store = Store.open_file(Path(folder) / "stepwedge.sqlite")
+    at = time.time() - 40
+    for number, state in enumerate([State.QUEUED] * 2 + [State.REPORTED] * 90):
+        store.restore_unit(
+            Unit(
+                unit=str(number), study=str(number), revision=1, model_name=MODEL, model_digest="0" * 64, state=state,
+                created_at=at, last_instance_at=at,
+            )
+        )  # fmt: skip
+    store.set_delivery("2", "PACS", "pending", at=at)
+    return store
 
 
 def overview() -> Overview:
@@ -71,6 +78,7 @@ def overview() -> Overview:
         version="1",
         digest="0" * 64,
         usable=True,
+        has_reference=True,
         baseline_rows=1000,
         studies=900,
         saved_studies=int(time.time()) % 1_000_000,
@@ -125,7 +133,7 @@ def count() -> None:
     service.STUDY_END_SECONDS.labels("routine", "reported").observe(90)
     service.DELIVERIES.labels("PACS", "delivered").inc()
     service.ROLE_RESTARTS.labels("infer").inc(0)
-    service.SPOOL_FREE_BYTES.set(80e9)
+    service.SPOOL_FREE_BYTES.labels("listen").set(80e9)
     watch.UPDATE_SECONDS.observe(0.0004)
     watch.WEBHOOK_REQUESTS.labels("taken").inc()
     watch.DATABASE_UP.set(1)
@@ -152,10 +160,13 @@ class _One(CollectorRegistry):
 def main() -> None:
     """Serve until ended."""
     watch.start_model(MODEL)
-    inference, stored, watched = CollectorRegistry(), CollectorRegistry(), CollectorRegistry()
+    inference, read, watched = CollectorRegistry(), CollectorRegistry(), CollectorRegistry()
     plane = DataPlane([], Inference(), give_up=lambda _: None, registry=inference)
     watched.register(OverviewCollector(overview))
-    stored.register(_StoreCollector(Store()))  # type: ignore[arg-type]
+    folder = TemporaryDirectory()
+    read.register(StoreGauges(stored(folder.name)))
+    read.register(ConstancyGauges(Constancy()))
+    read.register(ReadyGauges({"listen": lambda: True, "work": lambda: True}))
     provider = inference._names_to_collectors["stepwedge_inference_provider"]
     provider.labels(MODEL, "1", "0" * 12, "CPUExecutionProvider", "cpu").set(1)  # type: ignore[attr-defined]
 
@@ -165,7 +176,7 @@ def main() -> None:
             plane._requests.labels(MODEL, "answered").inc()
             plane._seconds.labels(MODEL).observe(0.03)
             body = {
-                "/stepwedge": lambda: of("stepwedge", REGISTRY) + generate_latest(stored),
+                "/stepwedge": lambda: of("stepwedge", REGISTRY) + generate_latest(read),
                 "/stepwedge-inference": lambda: generate_latest(inference) + _NVIDIA,
                 "/stepwatch": lambda: of("stepwatch", REGISTRY) + generate_latest(watched),
             }[self.path]()

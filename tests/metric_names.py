@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 from prometheus_client import CollectorRegistry
@@ -15,8 +17,9 @@ from stepwatch.exporter import OverviewCollector
 from stepwatch.overview import Overview
 from stepwedge import metrics as service_metrics
 from stepwedge.inference.plane import DataPlane
-from stepwedge.page.app import _StoreCollector
-from stepwedge.settings import Inference
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
+from stepwedge.settings import Constancy, Inference
+from stepwedge.store import Store
 
 MONITORING = Path(__file__).parents[1] / "monitoring"
 RULES = sorted((MONITORING / "prometheus" / "rules").glob("*.yaml"))
@@ -26,16 +29,6 @@ _FOREIGN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "se
 _NVIDIA = {"DCGM_FI_DEV_GPU_UTIL": {"gpu"}, "DCGM_FI_DEV_FB_USED": {"gpu"}, "DCGM_FI_DEV_FB_FREE": {"gpu"}}
 _EVERYWHERE = {"job", "instance", "site"}
 _NAME = re.compile(r"\b(?:stepwedge|stepwatch|up|ALERTS|DCGM_FI)[A-Za-z0-9_:]*\b")
-
-
-class _EmptyStore:
-    """A store that holds nothing."""
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        return {"units": {}, "deliveries": {}, "studies": {"open": 0}}
-
-    def oldest_waiting(self) -> None:
-        return None
 
 
 def defined_metrics() -> dict[str, set[str]]:
@@ -52,7 +45,9 @@ def defined_metrics() -> dict[str, set[str]]:
         assert isinstance(metric, MetricWrapperBase)
         (family,) = metric.describe()
         families.append((family, metric._labelnames))
-    read = (*_StoreCollector(_EmptyStore()).collect(), *OverviewCollector(Overview).collect())  # type: ignore[arg-type]
+    with TemporaryDirectory() as folder, closing(Store.open_file(Path(folder) / "empty.sqlite")) as store:
+        gauges = (StoreGauges(store), ReadyGauges({}), ConstancyGauges(Constancy()), OverviewCollector(Overview))
+        read = [family for each in gauges for family in each.collect()]
     families += [(family, family._labelnames) for family in read]  # type: ignore[attr-defined]
     names = {name: set(labels) | _EVERYWHERE for name, labels in (_FOREIGN | _NVIDIA).items()}
     for family, labels in families:

@@ -86,7 +86,7 @@ def page(folder: Path, *, watch: dict[str, Any] | None = None, **groups: Any) ->
     store = open_store(settings)
     settings.queue_file.write_bytes(_empty_queue())
     desk = open_desk(settings, load_site(settings.data_dir), store)
-    server = HttpServer(settings.http, build_app({}, store, None, routes=page_routes(desk)))
+    server = HttpServer(settings.http, build_app({}, store, None, settings.constancy, routes=page_routes(desk)))
     server.start()
     base = f"http://127.0.0.1:{port}"
     try:

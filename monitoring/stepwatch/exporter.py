@@ -152,6 +152,11 @@ def _constancy(overview: Overview) -> Iterator[Metric]:
     when = GaugeMetricFamily(
         "stepwatch_constancy_last_timestamp_seconds", "When the last constancy run ended.", labels=["model"]
     )
+    awaited = GaugeMetricFamily(
+        "stepwatch_constancy_awaited_timestamp_seconds",
+        "Last constancy run of a model with a reference set, or its first study where it had none.",
+        labels=["model"],
+    )
     watched = {view.model for view in overview.models}
     last = {run.model_name: run for run in overview.constancy if run.model_name in watched}
     for model, run in sorted(last.items()):
@@ -162,7 +167,15 @@ def _constancy(overview: Overview) -> Iterator[Metric]:
         ended = seconds(run.time)
         if ended is not None:
             when.add_metric([model], ended)
-    yield from (verdict, difference, when)
+    for view in overview.models:
+        if not view.has_reference:
+            continue
+        since = view.first_row.timestamp() if view.first_row else None
+        if view.model in last:
+            since = seconds(last[view.model].time)
+        if since is not None:
+            awaited.add_metric([view.model], since)
+    yield from (verdict, difference, when, awaited)
 
 
 def _requests(overview: Overview) -> Iterator[Metric]:

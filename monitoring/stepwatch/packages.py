@@ -18,6 +18,7 @@ from stepwatch.settings import Model
 
 _DIGESTS = "SHA256SUMS"
 BASELINE = "baseline.parquet"
+_REFERENCE_SET = "constancy.npz"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,7 @@ class WatchedPackage:
     findings: tuple[str, ...]
     folder: Path  # resolved: not the link to it
     baseline: Path  # the site's own where its policy names one, else the package's
+    has_reference: bool  # whether there is a reference set, for constancy runs
 
 
 def read_package(model: Model) -> WatchedPackage:
@@ -58,6 +60,7 @@ def read_package(model: Model) -> WatchedPackage:
         findings=tuple(str(n) for n in names),
         folder=folder,
         baseline=_baseline(folder, model.policy),
+        has_reference=(folder / _REFERENCE_SET).is_file(),
     )
 
 

@@ -251,6 +251,7 @@ class Sidecar:
                         version=package.version if package else "",
                         digest=package.digest if package else "",
                         usable=False,
+                        has_reference=package is not None and package.has_reference,
                         problem=place.problem,
                     )
                 )

@@ -105,6 +105,7 @@ class View:
     version: str
     digest: str
     usable: bool
+    has_reference: bool = False  # whether its package has a reference set, for constancy runs
     problem: str = ""  # why it is not
     baseline_rows: int = 0
     warnings: tuple[str, ...] = ()
@@ -114,6 +115,7 @@ class View:
     waiting_labels: int = 0  # readings of studies that have not been seen
     saved_at: float = 0.0
     lag: int = 0
+    first_row: datetime | None = None
     last_row: datetime | None = None
     limit: float = math.inf  # log10
     alarms: tuple[dict[str, Any], ...] = ()
@@ -134,6 +136,8 @@ class Watch:
         self._history = History.from_text(str(rest.get("history", "")))
         self._last = datetime.fromisoformat(rest["last"]) if rest.get("last") else None
         self._last_row = datetime.fromisoformat(rest["last_row"]) if rest.get("last_row") else None
+        # Earlier versions did not keep it.
+        self._first_row = datetime.fromisoformat(rest["first_row"]) if rest.get("first_row") else self._last_row
         self._acknowledged: set[int] = set(rest.get("acknowledged", ()))
         self._saved_studies = int(rest.get("studies", 0))
         self._labels = Place.from_row(rest.get("labels", {}))
@@ -173,6 +177,7 @@ class Watch:
         if not self.is_of(observation):
             return  # what waited for this study waited for an answer that another package has given
         self._last_row = time_of(observation)
+        self._first_row = self._first_row or self._last_row
         self._last, jump = in_order(self._last_row, self._last, now)
         if jump is not None:
             metrics.CLOCK_JUMPS.labels(jump).inc()
@@ -278,6 +283,7 @@ class Watch:
         rest = {
             "history": self._history.to_text(),
             "last": self._last.isoformat() if self._last else None,
+            "first_row": self._first_row.isoformat() if self._first_row else None,
             "last_row": self._last_row.isoformat() if self._last_row else None,
             "acknowledged": sorted(self._acknowledged),
             "studies": self._monitor.studies,
@@ -308,6 +314,7 @@ class Watch:
             version=self.package.version,
             digest=self.package.digest,
             usable=True,
+            has_reference=self.package.has_reference,
             baseline_rows=self._detectors.baseline_rows,
             warnings=self._detectors.warnings,
             studies=self._monitor.studies,
@@ -316,6 +323,7 @@ class Watch:
             waiting_labels=len(self._labels.waiting),
             saved_at=self._state.saved_at,
             lag=self.lag,
+            first_row=self._first_row,
             last_row=self._last_row,
             limit=math.log10(self._monitor.limit),
             alarms=tuple(alarm.to_dict() for alarm in self._monitor.alarms()),

@@ -73,8 +73,7 @@ def store_url(settings: Settings) -> sa.URL:
     if not is_shared(settings):
         return url
     limits = {"connect_timeout": str(_CONNECT_SECONDS), "tcp_user_timeout": str(_SILENT_SECONDS * 1000)}
-    url = url.update_query_dict(limits) if not url.query else url
-    return url.set(password=password(settings))
+    return url.set(query=limits | dict(url.query), password=password(settings))  # what the address says comes first
 
 
 def queue_url(settings: Settings) -> str:

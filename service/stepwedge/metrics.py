@@ -1,6 +1,8 @@
 """Every metric of the service, by the name that Prometheus sees. No label ever holds an identifier.
 
-All roles of one machine write into one folder (``PROMETHEUS_MULTIPROC_DIR``), which the HTTP port reads.
+All roles of one machine write into one folder (``PROMETHEUS_MULTIPROC_DIR``), which the HTTP port reads. Where a role
+runs alone it shows its own. A gauge without labels would be there at once, at 0, in every role, also in those that know
+nothing of it, so each has the label of the role that sets it.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ CLOCK_OFFSET_SECONDS = Gauge(
 WORK_HELD = Gauge(
     "stepwedge_work_held",
     "Whether the worker begins nothing, because the data folder's volume is full: 1 if so.",
+    ["role"],
     multiprocess_mode="livemostrecent",
 )
 SPOOL_FREE_BYTES = Gauge(
-    "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", multiprocess_mode="mostrecent"
+    "stepwedge_spool_free_bytes", "Free bytes on the spool's volume.", ["role"], multiprocess_mode="mostrecent"
 )
 PAGE_REQUESTS_REFUSED = Counter(
     "stepwedge_page_requests_refused", "Requests to the operator's page that were refused, by why.", ["outcome"]

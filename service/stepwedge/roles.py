@@ -31,6 +31,7 @@ from stepwedge.inference.client import InferenceClient, ready
 from stepwedge.manifest import Package, load_package
 from stepwedge.page.app import HttpServer, build_app
 from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
+from stepwedge.page.gathered import Gathered
 from stepwedge.page.routes import page_routes
 from stepwedge.pipeline import equip
 from stepwedge.policy import Policy, load_policy
@@ -277,7 +278,9 @@ def _be_ready(
         return
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     own = {role: lambda: is_beating(settings.data_dir, role), "clock": watch.is_right}
-    app = build_app({**own, **checks}, store, Path(folder) if folder else None, routes=routes)
+    app = build_app(
+        {**own, **checks}, store, Gathered(Path(folder)) if folder else None, settings.constancy, routes=routes
+    )
     server = HttpServer(settings.http, app)
     server.start()
     undo.callback(server.stop)

@@ -44,7 +44,7 @@ class Room:
             elif self._full and not full:
                 log.info("room_to_work", free=free)
             # Each time: what a worker that died said last would stand otherwise.
-            metrics.WORK_HELD.set(int(full))
+            metrics.WORK_HELD.labels("work").set(int(full))
             self._full = full
         return not full
 

@@ -274,9 +274,11 @@ class Constancy(_Group):
     """The reference set of each model package, sent through the running service."""
 
     enabled: bool = Field(
-        True, description="Whether `stepwedge serve` does so by itself: once it is ready, and then on schedule."
+        True, description="Whether there are runs: `stepwedge serve` makes them once it is ready, then on schedule."
     )
-    every_hours: float = Field(24, gt=0, le=24 * 7, description="Hours between two runs.")
+    every_hours: float = Field(
+        24, gt=0, le=24 * 7, description="Hours between two runs; where a CronJob makes them, set it to match."
+    )
     timeout_seconds: Seconds = Field(600, description="Seconds after which studies that have not ended are missing.")
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import structlog
 import yaml
-from prometheus_client.multiprocess import mark_process_dead
 
 from stepwedge import clock, metrics, rundir, workflow
 from stepwedge.constancy.schedule import Schedule
@@ -30,6 +29,7 @@ from stepwedge.inference.client import ready
 from stepwedge.manifest import Package
 from stepwedge.page.app import HttpServer, build_app
 from stepwedge.page.desk import STATEMENT_SECONDS, open_desk
+from stepwedge.page.gathered import Gathered
 from stepwedge.page.routes import page_routes
 from stepwedge.policy import Policy
 from stepwedge.roles import described
@@ -73,6 +73,8 @@ class Supervisor:
         self._had_terminal = os.isatty(0)
         self._roles: dict[str, _Role] = {}
         self._said_ready = False
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._gathered = Gathered(Path(folder)) if folder else None
         self._constancy = Schedule(settings, os.environ | {"STEPWEDGE_HTTP__PORT": "null"})
 
     def run(self) -> int:
@@ -98,11 +100,11 @@ class Supervisor:
             clock.check(store)
             watch.start()
             if desk is not None:
-                folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
                 app = build_app(
                     {**self.checks(), "clock": watch.is_right},
                     store,
-                    Path(folder) if folder else None,
+                    self._gathered,
+                    settings.constancy,
                     information={"watch": lambda: self._runs("watch")},
                     routes=page_routes(desk),
                 )
@@ -216,9 +218,8 @@ class Supervisor:
         now = time.monotonic()
         if role.start_again_at is None:
             rundir.clear(self._settings.data_dir, role.name)
-            if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-                # What it said of itself while it lived ends with it.
-                mark_process_dead(role.process.pid)  # type: ignore[no-untyped-call]
+            if self._gathered is not None:
+                self._gathered.put_away(role.process.pid)
             role.failures = 0 if now - role.started > _WELL_SECONDS else role.failures + 1
             pause = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2.0 ** min(role.failures, 10))
             role.start_again_at = now + pause

@@ -64,7 +64,7 @@ def test_work_that_meets_a_full_volume_waits_and_goes_on_by_itself(
             time.sleep(_FULL_SECONDS)
             assert not service.events("role_ended")
             assert service.events("no_room_to_work")
-            assert "stepwedge_work_held 1.0" in service.get("/metrics")
+            assert 'stepwedge_work_held{role="work"} 1.0' in service.get("/metrics")
             assert "failed" not in _counts(service)["units"]
             # Roles that have to start again meanwhile: the server of models can, the worker once there is room.
             for role in ("infer", "work"):
@@ -79,7 +79,7 @@ def test_work_that_meets_a_full_volume_waits_and_goes_on_by_itself(
             for pacs in (orthanc, back):
                 assert [len(pacs.instances(each.study_uid)) for each in sent] == [2] * COUNT
         until(lambda: service.get("/readyz", "status") == 200, "it is ready again", service)
-        assert "stepwedge_work_held 0.0" in service.get("/metrics")
+        assert 'stepwedge_work_held{role="work"} 0.0' in service.get("/metrics")
         # Killed by us, or ended for want of room; never by the kernel for what they had mapped (SIGBUS).
         assert {event["status"] for event in service.events("role_ended")} <= {-signal.SIGKILL, 1}
         with service.store() as store:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.metrics import MetricWrapperBase
 from stepwedge import metrics
 from stepwedge.records import REASONS
@@ -43,6 +44,11 @@ def test_each_metric_is_named_after_the_product_and_explained(name: str) -> None
 @pytest.mark.parametrize("name", METRICS)
 def test_no_metric_has_a_label_that_could_hold_an_identifier(name: str) -> None:
     assert not set(METRICS[name]._labelnames) & IDENTIFYING
+
+
+def test_no_gauge_is_shown_by_a_role_that_never_set_it() -> None:
+    shown = [name for name, metric in METRICS.items() if isinstance(metric, Gauge) and not metric._labelnames]
+    assert shown == [], "a gauge without labels is 0 in every role from the start"
 
 
 def test_times_and_sizes_are_in_base_units() -> None:

@@ -12,7 +12,7 @@ from stepwedge.room import Room
 
 
 def held() -> float | None:
-    return REGISTRY.get_sample_value("stepwedge_work_held")
+    return REGISTRY.get_sample_value("stepwedge_work_held", {"role": "work"})
 
 
 def test_a_volume_without_bytes_has_no_room_until_they_are_given_back(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_volume_that_does_not_answer_has_no_room(tmp_path: Path) -> None:
 
 
 def test_what_a_worker_that_died_said_last_is_said_anew_by_the_next(tmp_path: Path) -> None:
-    metrics.WORK_HELD.set(1)
+    metrics.WORK_HELD.labels("work").set(1)
     assert Room(tmp_path).look()
     assert held() == 0
 

@@ -63,6 +63,23 @@ def test_the_password_can_come_from_the_environment(
 
 
 @pytest.mark.parametrize(
+    ("options", "connect", "silent"),
+    [
+        ("", "10", "30000"),
+        ("?sslmode=verify-full&sslrootcert=/etc/ca.pem", "10", "30000"),
+        ("?sslmode=verify-full&connect_timeout=3", "3", "30000"),
+        ("?tcp_user_timeout=5000", "10", "5000"),
+    ],
+)
+def test_a_server_that_is_silent_is_given_up_whatever_else_the_address_asks_for(
+    tmp_path: Path, options: str, connect: str, silent: str
+) -> None:
+    url = database.store_url(settings(tmp_path, url=f"postgresql://u@db.example/x{options}", password=PASSWORD))
+    assert (url.query["connect_timeout"], url.query["tcp_user_timeout"]) == (connect, silent)
+    assert url.query.get("sslmode") == ("verify-full" if "sslmode" in options else None)
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"url": f"postgresql://u:{PASSWORD}@db/x"}, "holds a password"),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from packages import write_package, write_policy
 from peers import free_ports
 from stepwedge.settings import Settings, Watch
-from stepwedge.supervise import watch_environment
+from stepwedge.supervise import Supervisor, _Role, watch_environment
 
 SECONDS = 60  # far more than it takes: the command imports what it needs and ends
 
@@ -85,3 +86,17 @@ def test_the_monitor_is_told_of_the_service_unless_it_knows_better(tmp_path: Pat
     assert told["STEPWATCH_DATA_DIR"] == "/elsewhere"
     assert "STEPWATCH_MODELS" not in told
     assert "STEPWATCH_LOG__LEVEL" not in told
+
+
+def test_a_role_that_ends_leaves_no_files_of_metrics_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    supervisor = Supervisor(Settings(data_dir=tmp_path), [])
+    counts = "from stepwedge import metrics; metrics.INSTANCE_BYTES.inc()"
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", counts])
+        assert process.wait(SECONDS) == 0
+        assert list(folder.glob(f"*_{process.pid}.db"))
+        supervisor._start_again(_Role("listen", process), 0)
+        assert not list(folder.glob(f"*_{process.pid}.db"))

@@ -125,7 +125,7 @@ class InstanceSpool:
     def free_bytes(self) -> int:
         """Free bytes on the spool's volume."""
         free = shutil.disk_usage(self.root).free
-        metrics.SPOOL_FREE_BYTES.set(free)
+        metrics.SPOOL_FREE_BYTES.labels("listen").set(free)
         return free
 
     # Instances

@@ -5,21 +5,20 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from stepwedge.errors import SettingsError
-from stepwedge.settings import Http
+from stepwedge.page.gathered import Gathered
+from stepwedge.page.gauges import ConstancyGauges, ReadyGauges, StoreGauges
+from stepwedge.settings import Constancy, Http
 from stepwedge.store import Store
 
 _BACKLOG = 128  # connections that wait to be accepted
@@ -27,37 +26,11 @@ _BACKLOG = 128  # connections that wait to be accepted
 Checks = Mapping[str, Callable[[], bool]]
 
 
-class _StoreCollector:
-    """Gauges that are read from the database when Prometheus asks."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        counts = self._store.counts()
-        units = GaugeMetricFamily("stepwedge_units_in_state", "Units of work by state.", labels=["state"])
-        for state, count in counts["units"].items():
-            units.add_metric([state], count)
-        yield units
-        deliveries = GaugeMetricFamily("stepwedge_deliveries_in_state", "Deliveries by state.", labels=["state"])
-        for state, count in counts["deliveries"].items():
-            deliveries.add_metric([state], count)
-        yield deliveries
-        yield GaugeMetricFamily(
-            "stepwedge_studies_open", "Studies that wait to be complete.", value=counts["studies"]["open"]
-        )
-        oldest = self._store.oldest_waiting()
-        yield GaugeMetricFamily(
-            "stepwedge_queue_age_seconds",
-            "Age of the oldest unit of work that has not ended.",
-            value=0.0 if oldest is None else max(0.0, time.time() - oldest),
-        )
-
-
 def build_app(
     checks: Checks,
     store: Store,
-    metrics_dir: Path | None,
+    gathered: Gathered | None,
+    constancy: Constancy,
     *,
     information: Checks = MappingProxyType({}),
     routes: Sequence[Route] = (),
@@ -65,12 +38,16 @@ def build_app(
     """The application.
 
     ``checks`` say by name what has to be true for the role to be ready; ``information`` is only told beside it.
+    ``gathered`` are the metrics of all roles of this machine; without it those of this process are shown.
+    ``constancy`` is told to whoever waits for runs.
     ``routes`` are those of the page.
     """
     registry = CollectorRegistry()
-    if metrics_dir is not None:
-        MultiProcessCollector(registry, path=str(metrics_dir))  # type: ignore[no-untyped-call]
-    registry.register(_StoreCollector(store))
+    if gathered is not None:
+        registry.register(gathered)
+    registry.register(StoreGauges(store))
+    registry.register(ReadyGauges(checks))
+    registry.register(ConstancyGauges(constancy))
 
     # On the event loop itself: it answers however busy the threads are.
     async def livez(_: Request) -> Response:
@@ -83,7 +60,7 @@ def build_app(
 
     def metrics(_: Request) -> Response:
         body = generate_latest(registry)
-        if metrics_dir is None:
+        if gathered is None:
             body += generate_latest(REGISTRY)
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from peers import free_ports
+from postgresql import PASSWORD, PostgreSQL
 from prometheus_client.parser import text_string_to_metric_families
+from stepwedge import metrics
+from stepwedge.database import open_store
 from stepwedge.errors import SettingsError
+from stepwedge.page import gauges
 from stepwedge.page.app import Checks, HttpServer, build_app
 from stepwedge.records import State
-from stepwedge.settings import Http
+from stepwedge.settings import Constancy, Http, Settings
 from stepwedge.store import Store, Unit
 
 
@@ -26,10 +32,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @contextmanager
-def serving(store: Store, checks: Checks | None = None) -> Iterator[httpx.Client]:
+def serving(store: Store, checks: Checks | None = None, constancy: Constancy | None = None) -> Iterator[httpx.Client]:
     """A client of a running server."""
     (port,) = free_ports(1)
-    server = HttpServer(Http(port=port), build_app(checks or {}, store, None))
+    server = HttpServer(Http(port=port), build_app(checks or {}, store, None, constancy or Constancy()))
     server.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -53,9 +59,9 @@ def add_unit(store: Store, name: str, state: State, *, age: float) -> None:
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
-    """The value of each sample that the database tells, by its name and state."""
+    """The value of each sample, by its name and its first label."""
     return {
-        (sample.name, sample.labels.get("state", "")): sample.value
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -106,10 +112,83 @@ def test_without_work_the_age_of_the_oldest_is_zero(store: Store) -> None:
         assert samples(client.get("/metrics").text)["stepwedge_queue_age_seconds", ""] == 0
 
 
+def test_a_database_that_is_away_takes_nothing_else_with_it(store: Store) -> None:
+    metrics.PAGE_REQUESTS_REFUSED.labels("test").inc()
+    with serving(store, {"listen": lambda: True}) as client:
+        assert samples(client.get("/metrics").text)["stepwedge_database_up", ""] == 1
+        with store.engine.begin() as db:
+            db.execute(sa.text("ALTER TABLE units RENAME TO away"))
+        away = client.get("/metrics")
+        with store.engine.begin() as db:
+            db.execute(sa.text("ALTER TABLE away RENAME TO units"))
+        back = samples(client.get("/metrics").text)
+    assert away.status_code == 200
+    found = samples(away.text)
+    assert found["stepwedge_database_up", ""] == 0
+    assert found["stepwedge_ready", "listen"] == 1
+    assert found["stepwedge_page_requests_refused_total", "test"] >= 1
+    assert not [name for name, _ in found if name.startswith(("stepwedge_queue", "stepwedge_units_in_state"))]
+    assert back["stepwedge_database_up", ""] == 1
+    assert back["stepwedge_queue_age_seconds", ""] == 0
+
+
+def test_a_database_that_is_silent_is_asked_once_and_not_waited_for(
+    tmp_path: Path, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "_PATIENCE_SECONDS", 0.5)
+    database = {"url": postgresql.new_database(), "password": PASSWORD}
+    silent = open_store(Settings.model_validate({"data_dir": tmp_path, "database": database}))
+    try:
+        with serving(silent) as client:
+            with silent.engine.begin() as db:
+                db.execute(sa.text("LOCK TABLE units IN ACCESS EXCLUSIVE MODE"))
+                for _ in range(3):
+                    assert samples(client.get("/metrics").text)["stepwedge_database_up", ""] == 0
+                assert len([thread for thread in threading.enumerate() if thread.name == "gauges"]) == 1
+            deadline = time.monotonic() + 60
+            while not samples(client.get("/metrics").text)["stepwedge_database_up", ""] and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert samples(client.get("/metrics").text)["stepwedge_database_up", ""] == 1
+    finally:
+        silent.close()
+
+
+def test_the_metrics_tell_each_check_of_readiness(store: Store) -> None:
+    with serving(store, {"listen": lambda: True, "work": lambda: False}) as client:
+        found = samples(client.get("/metrics").text)
+    assert (found["stepwedge_ready", "listen"], found["stepwedge_ready", "work"]) == (1, 0)
+
+
+def test_a_destination_that_has_failed_three_times_is_told_until_it_takes_the_result(store: Store) -> None:
+    def failing() -> float | None:
+        return samples(client.get("/metrics").text).get(("stepwedge_deliveries_failing", "pacs"))
+
+    with serving(store) as client:
+        store.set_delivery("a", "pacs", "pending", at=1.0)
+        assert failing() == 0
+        for told in (0, 0, 1, 1):
+            store.set_delivery("a", "pacs", "pending", at=1.0, error="it does not answer")
+            assert failing() == told
+        store.set_delivery("a", "pacs", "delivered", at=1.0)
+        assert failing() is None
+
+
+@pytest.mark.parametrize(
+    ("constancy", "seconds"),
+    [(Constancy(), 86_400), (Constancy(every_hours=168), 604_800), (Constancy(enabled=False), None)],
+)
+def test_the_metrics_tell_how_often_constancy_runs_are_expected(
+    store: Store, constancy: Constancy, seconds: float | None
+) -> None:
+    with serving(store, constancy=constancy) as client:
+        found = samples(client.get("/metrics").text)
+    assert found.get(("stepwedge_constancy_interval_seconds", "")) == seconds
+
+
 def test_an_address_in_use_is_named(store: Store) -> None:
     with serving(store) as client:
         port = client.base_url.port
-        second = HttpServer(Http(port=port), build_app({}, store, None))
+        second = HttpServer(Http(port=port), build_app({}, store, None, Constancy()))
         with pytest.raises(SettingsError, match=rf"http\.port: cannot listen on 127\.0\.0\.1:{port}"):
             second.start()
         second.stop()

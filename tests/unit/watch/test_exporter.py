@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -196,6 +197,26 @@ def test_a_change_that_the_detectors_find_can_be_asked_for(watched: Watched) -> 
 def test_what_was_saved_is_what_is_counted_so_that_a_restart_counts_no_study_again() -> None:
     view = View(model="m", version="1", digest="d", usable=True, studies=120, saved_studies=100, limit=5.0)
     assert value(text_of(Overview(models=(view,))), "stepwatch_observations_total", model="m") == 100
+
+
+def test_a_constancy_run_is_awaited_from_the_last_one_on_or_from_the_first_study() -> None:
+    def awaited(*runs: ConstancyRun, **values: Any) -> float | None:
+        view = View(model="m", version="1", digest="d", usable=True, **values)
+        return value(
+            text_of(Overview(models=(view,), constancy=runs)),
+            "stepwatch_constancy_awaited_timestamp_seconds",
+            model="m",
+        )
+
+    later = MONDAY + timedelta(days=3)
+    run = ConstancyRun(
+        run="r", time=later.isoformat(), model_name="m", model_version="1", model_digest="d", policy_digest="",
+        studies=24, answered=24, verdict="constant", differences={},
+    )  # fmt: skip
+    assert awaited(has_reference=True) is None
+    assert awaited(has_reference=True, first_row=MONDAY) == MONDAY.timestamp()
+    assert awaited(run, has_reference=True, first_row=MONDAY) == later.timestamp()
+    assert awaited(run, first_row=MONDAY) is None
 
 
 def test_a_model_without_a_usable_baseline_says_so() -> None:

@@ -9,6 +9,7 @@ import yaml
 from stepwatch.errors import WatchError
 from stepwatch.packages import read_package, stamp
 from stepwatch.settings import Model
+from stepwedge.constancy.accepted import CONSTANCY
 from watched import FINDINGS, MODEL, MONDAY, department, write_watched_package
 
 
@@ -23,6 +24,12 @@ def test_a_package_is_known_by_name_version_and_the_digest_of_its_list(folder: P
     assert (package.name, package.version, package.findings) == (MODEL, "1.1.0", FINDINGS)
     assert len(package.digest) == 64
     assert package.baseline == folder / "baseline.parquet"
+
+
+def test_a_reference_set_is_noticed(folder: Path) -> None:
+    assert not read_package(Model(package=folder)).has_reference
+    (folder / CONSTANCY).touch()
+    assert read_package(Model(package=folder)).has_reference
 
 
 def test_the_baseline_that_a_site_fitted_comes_before_the_package_s(folder: Path, tmp_path: Path) -> None:

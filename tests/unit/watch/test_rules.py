@@ -93,21 +93,49 @@ def test_what_is_asked_for_and_does_not_exist_is_noticed() -> None:
     [
         ("StepwatchSignalDrifted", "warning", "stepwatch,model-owners"),
         ("StepwatchDataMissing", "warning", "stepwatch,model-owners"),
-        ("StepwatchPerformanceDecayed", "critical", "stepwatch,on-call"),
+        ("StepwatchPerformanceDecayed", "critical", "stepwatch,model-owners,on-call"),
         ("StepwatchSubgroupGap", "warning", "stepwatch,model-owners"),
+        ("StepwatchSubgroupMiscalibrated", "warning", "model-owners"),
         ("StepwatchRetrainFailed", "warning", "model-owners"),
+        ("StepwatchBaselineUnusable", "warning", "model-owners"),
+        ("StepwatchConstancyMoved", "critical", "model-owners,on-call"),
+        ("StepwatchConstancyOverdue", "warning", "model-owners"),
         ("StepwatchSourceStopped", "info", "nobody"),
-        ("StepwatchConstancyMoved", "critical", "on-call"),
-        ("StepwedgeQueueOld", "critical", "on-call"),
+        ("StepwatchDown", "warning", "operations"),
         ("StepwatchStale", "warning", "operations"),
+        ("StepwedgeDown", "critical", "on-call"),
+        ("StepwedgeDatabaseDown", "critical", "on-call"),
+        ("StepwedgeReplicaDown", "warning", "operations"),
+        ("StepwedgeInferenceDown", "critical", "on-call"),
+        ("StepwedgeQueueOld", "critical", "on-call"),
     ],
 )
-def test_change_and_decay_go_to_the_webhook_and_to_people(alert: str, severity: str, receivers: str) -> None:
+def test_an_alert_goes_to_whom_the_runbook_has_called(alert: str, severity: str, receivers: str) -> None:
     assert {rule["alert"]: rule["labels"]["severity"] for rule in ALERTS}[alert] == severity
-    amtool = require_tool("amtool")
-    labels = (f"alertname={alert}", f"severity={severity}", "model=chest")
-    said = run(amtool, "config", "routes", "test", f"--config.file={ROUTES}", *labels)
-    assert receivers in said.splitlines()
+    assert receivers_of(alert, severity) == receivers
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_nobody_is_called_at_night_for_what_can_wait_for_the_day(rule: dict[str, Any]) -> None:
+    called = re.search(r"\*\*Whom to call\.\*\* (.*)", sections()[rule["alert"]])
+    assert called
+    waits = re.search(r"not at night|nobody at night|working (day|hours)|next working", called[1], re.IGNORECASE)
+    at_once = re.search(r"at once|same day", called[1], re.IGNORECASE)
+    if waits and not at_once:
+        assert "on-call" not in receivers_of(rule["alert"], rule["labels"]["severity"])
+
+
+def receivers_of(alert: str, severity: str) -> str:
+    labels = (f"alertname={alert}", f"severity={severity}", "model=chest", "site=a")
+    said = run(require_tool("amtool"), "config", "routes", "test", f"--config.file={ROUTES}", *labels)
+    return said.splitlines()[0]
+
+
+def test_what_happens_at_one_site_silences_nothing_at_another() -> None:
+    config = yaml.safe_load(ROUTES.read_text(encoding="utf-8"))
+    assert [rule for rule in config["inhibit_rules"] if "site" not in rule.get("equal", ())] == []
+    assert "site" in config["route"]["group_by"]
+    assert [route for route in config["route"]["routes"] if "group_by" in route] == []
 
 
 def test_alertmanager_takes_the_example_and_reads_its_token_from_a_file() -> None:

@@ -15,6 +15,7 @@ from stand_in_detectors import OUT_OF_BAND
 from stepwatch import database as database_module
 from stepwatch import tables
 from stepwatch.database import ASKED, DONE, REFUSED
+from stepwatch.rows import time_of
 from stepwatch.settings import Model
 from stepwedge.observation import Observation
 from watch_bench import NOW, Bench
@@ -38,6 +39,16 @@ def test_a_sidecar_that_starts_again_counts_nothing_twice_and_misses_nothing(ben
     bench.sidecar._take(None)
     bench.again().look()
     assert bench.monitor().units == [row.unit for row in rows + more]
+
+
+def test_a_sidecar_that_starts_again_knows_the_first_study(bench: Bench) -> None:
+    rows = bench.rows(6)
+    bench.write(rows[:3])
+    bench.sidecar.look()
+    bench.write(rows[3:])
+    bench.again().look()
+    [view] = bench.sidecar.overview.models
+    assert (view.first_row, view.last_row) == (time_of(rows[0]), time_of(rows[-1]))
 
 
 def test_a_row_that_becomes_visible_late_is_taken(bench: Bench) -> None:

@@ -135,6 +135,23 @@ def test_the_page_is_told_where_the_monitor_is_and_how_people_sign_in() -> None:
     assert environment(container)["STEPWEDGE_PAGE__TOKENS_FILE"] == "/run/secrets/stepwedge-page/tokens.yaml"
 
 
+@pytest.mark.parametrize(
+    ("ca", "volume"),
+    [
+        ({}, {"configMap": {"name": "hospital-ca"}}),
+        ({"existingConfigMap": "", "existingSecret": "ca"}, {"secret": {"secretName": "ca", "defaultMode": 0o440}}),
+        ({"existingConfigMap": ""}, {}),
+    ],
+    ids=["ConfigMap", "Secret", "neither"],
+)
+def test_the_page_trusts_the_authority_that_the_values_name(ca: dict[str, str], volume: dict[str, Any]) -> None:
+    spec = pods(render("ha-postgresql", {"page": {"oidc": {"ca": ca}}}))["page"]["spec"]
+    found = [each for each in spec["volumes"] if each["name"] == "oidc-ca"]
+    assert found == ([{"name": "oidc-ca", **volume}] if volume else [])
+    told = environment(spec["containers"][0]).get("STEPWEDGE_PAGE__OIDC__CA_FILE")
+    assert told == ("/run/secrets/stepwedge-oidc-ca/ca.crt" if volume else None)
+
+
 def test_no_value_holds_a_password_and_none_reaches_a_config_map() -> None:
     for values in SETS:
         for item in of_kind(render(values), "ConfigMap"):

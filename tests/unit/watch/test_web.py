@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from stand_in_detectors import OUT_OF_BAND
 from starlette.applications import Starlette
 from stepwatch.database import DatabaseAwayError
 from stepwatch.errors import WatchError
@@ -247,8 +249,19 @@ def test_where_all_stands_is_told_to_another_program_without_naming_a_study(benc
     assert said.version == VERSION
     assert said.database == ""
     (model,) = said.models
-    assert (model.usable, model.studies) == (True, 40)
+    assert (model.usable, model.studies, model.alarms) == (True, 40, [])
     assert not any(row.study in answer.text or row.unit in answer.text for row in bench.rows(40))
+
+
+def test_which_alarm_may_be_made_the_new_normal_is_told(bench: Bench, client: httpx.Client) -> None:
+    rows = bench.rows(2)
+    told = []
+    for row in (replace(rows[0], pixel_mean=OUT_OF_BAND + 0.05), rows[1]):
+        bench.write([row])
+        bench.sidecar.look()
+        (model,) = Brief.model_validate(client.get("/status.json").json()).models
+        told += [(alarm.active, alarm.adoptable) for alarm in model.alarms]
+    assert told == [(True, True), (False, False)]
 
 
 def test_an_alarm_that_somebody_has_seen_is_handed_on(client: httpx.Client, hands: Hands) -> None:

@@ -116,11 +116,15 @@ def test_what_the_dicom_node_left_of_its_models_is_shown(served: Served) -> None
         "model": "tiny", "version": "2.0", "digest": "f" * 64, "signer": "5" * 16, "policy": "ours",
         "policy_digest": "e" * 64, "demonstration": False, "demonstration_because": "", "approved_by": "Dr Doe",
     }  # fmt: skip
-    rundir.tell(served.desk.settings.data_dir, "listen", {"digests": ["f" * 64], "models": [model]})
+    data_dir = served.desk.settings.data_dir
+    rundir.tell(data_dir, "listen", {"digests": ["f" * 64], "models": [model]})
+    # Of a time when one service held all roles: it is not taken back when that ends.
+    rundir.tell(data_dir, "serve", {"models": [model | {"version": "1.0", "digest": "0" * 64, "policy": "older"}]})
     text = served.get("/model").text
     for wanted in ("tiny 2.0", "f" * 64, "5" * 16, "ours", "e" * 64, "Dr Doe", "Clinical", "not known now"):
         assert wanted in text
-    assert "Demonstration" not in text
+    for older in ("tiny 1.0", "0" * 64, "older", "Demonstration"):
+        assert older not in text
 
 
 @pytest.mark.parametrize("code", ["age_missing", "altered_after_receipt", "uncertain"])

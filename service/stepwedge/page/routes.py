@@ -322,9 +322,12 @@ async def _form(request: Request) -> Mapping[str, str]:
         if len(body) > _FORM_BYTES:
             raise RefusedError("too_large", 413, f"Refused: more than {_FORM_BYTES} bytes.")
     try:
-        return dict(parse_qsl(body.decode("ascii"), max_num_fields=20))
+        fields = dict(parse_qsl(body.decode("ascii"), max_num_fields=20))
     except ValueError:
         raise RefusedError("malformed", 400, "Refused: the form cannot be read.") from None
+    if any("\0" in value for value in fields.values()):  # PostgreSQL takes none in a text
+        raise RefusedError("malformed", 400, "Refused: a field of the form holds the character NUL.")
+    return fields
 
 
 def _see(path: str) -> Response:

@@ -135,6 +135,18 @@ def test_pages_of_other_sites_load_nothing_of_an_open_page(here: Served) -> None
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/retry", "unit"), ("/send-again", "destination"), ("/release", "digest"), ("/discard", "digest"),
+     ("/acknowledge", "alarm"), ("/search", "name"), ("/sign-in", "token")],
+)  # fmt: skip
+def test_a_field_with_the_character_nul_is_malformed(here: Served, path: str, field: str) -> None:
+    before = refusals("malformed")
+    answer = here.post(path, {"unit": f"{FAILED}.1.tiny", field: "a\0b"})
+    assert (answer.status_code, "NUL" in answer.text) == (400, True)
+    assert refusals("malformed") == before + 1
+
+
 def test_every_answer_says_that_nothing_of_it_may_be_framed_kept_or_run(here: Served) -> None:
     for answer in (here.get("/"), here.get("/studies/none"), retry(here, secret="wrong")):
         policy = answer.headers["content-security-policy"]

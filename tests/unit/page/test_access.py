@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import httpx
 import pytest
 import structlog
 from page_served import HTML, Served, name_of, page, put, refusals
+from sqlalchemy.exc import OperationalError
 from stepwedge.errors import SettingsError
 from stepwedge.page import sessions
 from stepwedge.page.signing_in import ours
@@ -386,6 +389,24 @@ def test_a_page_that_loads_itself_again_keeps_nobody_signed_in_but_a_viewer_at_t
             change.setattr(sessions.time, "time", lambda: later)
             answer = signed.get(path)
         assert (answer.status_code, "set-cookie" in answer.headers) == (200, renewed), (role, path)
+
+
+def test_a_page_that_waits_for_the_database_keeps_nobody_signed_in(
+    signed: Served, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("", {}, OSError())
+
+    monkeypatch.setattr("stepwedge.page.views.studies", away)
+    sign_in(signed, tokens["operator"])
+    answer = signed.get("/studies?state=failed&said=retried")
+    (again,) = re.findall(r'content="10;url=([^"]+)"', answer.text)
+    assert (answer.status_code, html.unescape(again)) == (503, "/studies?state=failed&said=retried&auto=1")
+    later = time.time() + 120
+    monkeypatch.setattr(sessions.time, "time", lambda: later)
+    answer = signed.get(html.unescape(again))
+    assert (answer.text.count(again), "set-cookie" in answer.headers) == (1, False)
+    assert "set-cookie" in signed.get("/studies").headers, "somebody is there"
 
 
 def test_who_signed_in_under_other_settings_of_the_provider_signs_in_again(tmp_path: Path) -> None:

@@ -60,13 +60,14 @@ _PALE = """
 _CUT_OFF = """
 () => [...document.querySelectorAll("body *")].filter(e => {
   const box = e.getBoundingClientRect();
-  const wide = e.matches(".tile, .tile dd, .sheet, .banner, .chip, button, pre") && e.scrollWidth > e.clientWidth + 1;
+  const boxes = ".tile, .tile dd, .sheet, .banner, .chip, button, summary, pre";
+  const wide = e.matches(boxes) && e.scrollWidth > e.clientWidth + 1;
   return box.width > 1 && box.height > 1 && (wide || box.right > document.documentElement.clientWidth + 0.5)
     && getComputedStyle(e).clipPath === "none" && !e.closest(".unseen, .skip");
 }).map(e => e.tagName + "." + e.className + ": " + e.textContent.trim().slice(0, 40))
 """
 _UNNAMED = """
-() => [...document.querySelectorAll("input:not([type=hidden]), button, a, select")].filter(e =>
+() => [...document.querySelectorAll("input:not([type=hidden]), button, summary, a, select")].filter(e =>
   !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute("aria-label")
 ).map(e => e.outerHTML.slice(0, 80))
 """

@@ -38,6 +38,7 @@ OWN = (
     "page.oidc.issuer",
     "page.oidc.client_id",
     "page.oidc.client_secret_file",
+    "page.oidc.ca_file",
     "page.oidc.roles_claim",
     "page.oidc.roles",
 )

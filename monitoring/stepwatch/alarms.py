@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwatch.detectors import Detector, Locations, Ordinary
+from stepwatch.signals import LABELS
 
 # An alarm is cleared when the signal is this many times likelier to be back within its band than still outside.
 _CLEARED = 1000.0
@@ -63,6 +64,15 @@ class Alarm:
     def active(self) -> bool:
         """Whether the signal is still away from its band."""
         return self.cleared_row is None and not self.adopted
+
+
+def why_not_adopted(alarm: Mapping[str, Any]) -> str:
+    """Why an alarm, by its fields, cannot be made the new normal; empty where it can."""
+    if alarm.get("family") == LABELS:
+        return "that the model has got worse cannot be made normal; acknowledge it without adopting it"
+    if alarm.get("cleared_row") is not None:
+        return "its signal is back where it was; there is nothing to adopt"
+    return "it is the new normal already" if alarm.get("adopted") else ""
 
 
 class Return:

@@ -12,6 +12,9 @@ from stepwatch.rows import REASONS
 SHIFTS = ("prevalence", "acquisition", "population", "concept", "mixed", "stop", "unknown")
 KINDS = ("drift", "event")
 WEBHOOK_OUTCOMES = ("taken", "no_token", "wrong_token", "replayed", "malformed", "too_large", "failed")
+# What becomes of messages to the other addresses. `refused`: understood, and there is nothing in it to be done.
+HTTP_OUTCOMES = ("taken", "no_token", "wrong_token", "malformed", "too_large", "refused", "database_away")
+LABELS_PATH, ACKNOWLEDGE_PATH = "/labels", "/acknowledge"
 LABEL_SOURCES = ("csv", "http", "sr")
 LABELS_NOT_USED = ("study_unknown", "too_many")
 
@@ -34,6 +37,9 @@ LOOK_FAILURES = Counter("stepwatch_look_failures", "Looks for new rows that ende
 WEBHOOK_REQUESTS = Counter(
     "stepwatch_webhook_requests", "Messages to the webhook, by what became of them.", ["outcome"]
 )
+HTTP_REQUESTS = Counter(
+    "stepwatch_http_requests", "Messages with labels, or of alarms seen, by what became of them.", ["path", "outcome"]
+)
 LABELS_REFUSED = Counter("stepwatch_labels_refused", "Labels that were refused, by reason.", ["reason"])
 LABELS_DROPPED = Counter(
     "stepwatch_labels_dropped", "Labels that are not used any more, or cannot be, by reason.", ["reason"]
@@ -49,6 +55,9 @@ for _direction in ("ahead", "back"):
     CLOCK_JUMPS.labels(_direction)
 for _outcome in WEBHOOK_OUTCOMES:
     WEBHOOK_REQUESTS.labels(_outcome)
+for _path in (LABELS_PATH, ACKNOWLEDGE_PATH):
+    for _outcome in HTTP_OUTCOMES:
+        HTTP_REQUESTS.labels(_path, _outcome)
 
 
 def start_model(model: str) -> None:

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwatch.alarms import Alarm, Return, has_stopped
+from stepwatch.alarms import Alarm, Return, has_stopped, why_not_adopted
 from stepwatch.baseline import Baseline
 from stepwatch.config import WatchConfig
 from stepwatch.detectors import Detector, Floats, Locations, Prevalences, Ratios, Shares
@@ -142,26 +142,22 @@ class Monitor:
 
         Raises WatchError for an unknown alarm, or if one of labels, or that has been cleared, is to be adopted.
         """
+        known = next((each for each in self.alarms() if each.alarm == alarm), None)
+        if known is None:
+            raise WatchError(f"{alarm}: there is no such alarm; `stepwatch alarms` lists them")
+        if adopt and (why := why_not_adopted(known.to_dict())):
+            raise WatchError(f"{alarm}: {why}")
         time = when.isoformat(timespec="seconds")
-        for entry in self._open:
-            if entry.alarm.alarm == alarm:
-                if adopt and entry.alarm.family == LABELS:
-                    raise WatchError(
-                        f"{alarm}: that the model has got worse cannot be made normal; acknowledge it without --adopt"
-                    )
-                seen = replace(entry.alarm, acknowledged_by=by, acknowledged_time=time, adopted=adopt)
-                entry.alarm = seen
-                if adopt:
-                    self._adopt(entry)
-                    self._release(entry)
-                return seen
-        for ended in self._ended:
-            if ended.alarm == alarm:
-                if adopt:
-                    raise WatchError(f"{alarm}: its signal is back where it was; there is nothing to adopt")
-                self._ended.remove(ended)
-                return replace(ended, acknowledged_by=by, acknowledged_time=time)
-        raise WatchError(f"{alarm}: there is no such alarm; `stepwatch alarms` lists them")
+        seen = replace(known, acknowledged_by=by, acknowledged_time=time, adopted=adopt)
+        entry = next((each for each in self._open if each.alarm is known), None)
+        if entry is None:
+            self._ended.remove(known)
+            return seen
+        entry.alarm = seen
+        if adopt:
+            self._adopt(entry)
+            self._release(entry)
+        return seen
 
     def _raise(self, day: int, place: tuple[int, str]) -> Alarm:
         evidence = [(group, self._detectors[group].evidence()) for group in self._detectors]

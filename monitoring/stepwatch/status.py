@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from stepwatch.alarms import why_not_adopted
 from stepwatch.exporter import is_active, strongest
 from stepwatch.overview import Overview
 from stepwatch.page import describe_alarm, stratum_text
@@ -70,6 +71,7 @@ def _alarm(alarm: Mapping[str, Any], view: View) -> dict[str, Any]:
         "cleared": words["cleared_time"],
         "acknowledged_by": words["acknowledged_by"] or "",
         "adopted": bool(words["adopted"]),
+        "adoptable": not why_not_adopted(alarm),
         "mostly_from": words["attribution"],
     }
 

@@ -34,6 +34,7 @@ from stepwatch.status import brief
 
 log = structlog.get_logger()
 
+_WEBHOOK = "/webhook"
 _BACKLOG = 128  # connections that wait to be accepted
 _WEBHOOK_BYTES = 1 << 20
 _LABELS_BYTES = 8 << 20
@@ -140,8 +141,9 @@ def build_app(doors: Doors) -> Starlette:
             body = await _read(request, _WEBHOOK_BYTES)
             taken = await run_in_threadpool(_take_alerts, body, doors)
         except _RefusedError as refused:
-            return _refuse_message(refused)
-        metrics.WEBHOOK_REQUESTS.labels("taken").inc()
+            log.warning("webhook_refused", outcome=refused.outcome)
+            return _refuse(_WEBHOOK, refused)
+        _count(_WEBHOOK, "taken")
         return JSONResponse({"taken": taken})
 
     async def labels(request: Request) -> Response:
@@ -152,8 +154,10 @@ def build_app(doors: Doors) -> Starlette:
             taken, refused = await run_in_threadpool(_take_labels, body, kind, doors)
         except _RefusedError as error:
             metrics.LABELS_REFUSED.labels(error.outcome).inc()
-            return PlainTextResponse(error.said + "\n", status_code=error.status, headers=_challenge(error))
-        return JSONResponse({"taken": taken, "refused": refused}, status_code=200 if taken or not refused else 400)
+            return _refuse(metrics.LABELS_PATH, error)
+        none = bool(refused) and not taken
+        _count(metrics.LABELS_PATH, "refused" if none else "taken")
+        return JSONResponse({"taken": taken, "refused": refused}, status_code=400 if none else 200)
 
     async def acknowledge(request: Request) -> Response:
         try:
@@ -161,7 +165,8 @@ def build_app(doors: Doors) -> Starlette:
             body = await _read(request, _ACKNOWLEDGE_BYTES)
             await run_in_threadpool(_take_acknowledgement, body, doors)
         except _RefusedError as error:
-            return PlainTextResponse(error.said + "\n", status_code=error.status, headers=_challenge(error))
+            return _refuse(metrics.ACKNOWLEDGE_PATH, error)
+        _count(metrics.ACKNOWLEDGE_PATH, "taken")
         return JSONResponse({"taken": 1}, status_code=202)
 
     return Starlette(
@@ -172,9 +177,9 @@ def build_app(doors: Doors) -> Starlette:
             Route("/", status_page),
             Route("/status.json", status),
             Route("/pages/{name}", drawn_page),
-            Route("/webhook", webhook, methods=["POST"]),
-            Route("/labels", labels, methods=["POST"]),
-            Route("/acknowledge", acknowledge, methods=["POST"]),
+            Route(_WEBHOOK, webhook, methods=["POST"]),
+            Route(metrics.LABELS_PATH, labels, methods=["POST"]),
+            Route(metrics.ACKNOWLEDGE_PATH, acknowledge, methods=["POST"]),
         ]
     )
 
@@ -279,13 +284,20 @@ def _take_acknowledgement(body: bytes, doors: Doors) -> None:
     except DatabaseAwayError as error:
         raise _RefusedError("database_away", 503, f"not taken: {error}; send it again") from None
     except WatchError as error:
-        raise _RefusedError("malformed", 409, f"refused: {error}") from None
+        raise _RefusedError("refused", 409, f"refused: {error}") from None
 
 
-def _refuse_message(refused: _RefusedError) -> Response:
-    metrics.WEBHOOK_REQUESTS.labels(refused.outcome).inc()
-    log.warning("webhook_refused", outcome=refused.outcome)
+def _refuse(path: str, refused: _RefusedError) -> Response:
+    _count(path, refused.outcome)
     return PlainTextResponse(refused.said + "\n", status_code=refused.status, headers=_challenge(refused))
+
+
+def _count(path: str, outcome: str) -> None:
+    """Count a message by what became of it; those to the webhook have a counter of their own."""
+    if path == _WEBHOOK:
+        metrics.WEBHOOK_REQUESTS.labels(outcome).inc()
+    else:
+        metrics.HTTP_REQUESTS.labels(path, outcome).inc()
 
 
 def _challenge(refused: _RefusedError) -> dict[str, str] | None:

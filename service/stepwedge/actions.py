@@ -78,7 +78,10 @@ def noting(action: str, *, who: str, destination: str = "") -> Beside:
 
 
 def take(store: Store) -> Action | None:
-    """Take up the oldest thing that is asked of the DICOM node; None if nothing is, or another node was faster."""
+    """Take up the oldest thing that is asked of the DICOM node, as it stood before: TAKEN where an attempt was cut off.
+
+    None if nothing is asked, or another node was faster.
+    """
     free = sa.or_(
         ACTIONS.c.state == ASKED,
         sa.and_(ACTIONS.c.state == TAKEN, ACTIONS.c.ended_at < time.time() - _CUT_OFF_SECONDS),

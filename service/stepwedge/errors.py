@@ -39,6 +39,10 @@ class UnusableInstanceError(StepwedgeError):
         self.status = status
 
 
+class NotKeptError(StepwedgeError):
+    """What is to be released is not in quarantine, or not any more."""
+
+
 class SpoolFullError(StepwedgeError):
     """The spool's volume is below its reserve or the disk is full."""
 

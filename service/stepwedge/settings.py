@@ -168,6 +168,11 @@ class Oidc(_Group):
     )
     client_id: str = Field("", description="The page's identifier at the provider.")
     client_secret_file: Path | None = Field(None, description="File with the page's secret at the provider.")
+    ca_file: Path | None = Field(
+        None,
+        description="File with the certificates (PEM) of the authority that vouches for the provider, where it is the "
+        "site's own; the public authorities are then not trusted.",
+    )
     scope: str = Field("openid profile groups", description="What is asked for; has to include `openid`.")
     roles_claim: str = Field("groups", description="The claim, a text or a list, that says what a person may do.")
     roles: dict[str, Role] = Field(
@@ -399,28 +404,22 @@ def load_settings(path: Path | None = None) -> Settings:
 
 
 def _relative_to(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    values = dict(values)
-    if isinstance(values.get("data_dir"), str):
-        values["data_dir"] = folder / values["data_dir"]
-    if isinstance(values.get("site_key_file"), str):
-        values["site_key_file"] = folder / values["site_key_file"]
+    values = _paths_in(values, folder, "data_dir", "site_key_file")
     if isinstance(values.get("models"), list):
         values["models"] = [
-            {k: folder / v if k in {"package", "policy"} and isinstance(v, str) else v for k, v in model.items()}
-            if isinstance(model, dict)
-            else model
+            _paths_in(model, folder, "package", "policy") if isinstance(model, dict) else model
             for model in values["models"]
         ]
-    if isinstance(database := values.get("database"), dict) and isinstance(database.get("password_file"), str):
-        values["database"] = {**database, "password_file": folder / database["password_file"]}
-    if isinstance(tracing := values.get("tracing"), dict) and isinstance(tracing.get("headers_file"), str):
-        values["tracing"] = {**tracing, "headers_file": folder / tracing["headers_file"]}
+    if isinstance(database := values.get("database"), dict):
+        values["database"] = _paths_in(database, folder, "password_file")
+    if isinstance(tracing := values.get("tracing"), dict):
+        values["tracing"] = _paths_in(tracing, folder, "headers_file")
     if isinstance(watch := values.get("watch"), dict):
         values["watch"] = _paths_in(watch, folder, "config", "token_file")
     if isinstance(page := values.get("page"), dict):
         values["page"] = _paths_in(page, folder, "tokens_file")
         if isinstance(oidc := page.get("oidc"), dict):
-            values["page"]["oidc"] = _paths_in(oidc, folder, "client_secret_file")
+            values["page"]["oidc"] = _paths_in(oidc, folder, "client_secret_file", "ca_file")
     if isinstance(trust := values.get("trust"), dict) and isinstance(trust.get("keys"), list):
         keys = [folder / key if isinstance(key, str) else key for key in trust["keys"]]
         values["trust"] = {**trust, "keys": keys}

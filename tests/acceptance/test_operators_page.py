@@ -3,6 +3,7 @@ button promises happens."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ import yaml
 from browser import SCHEMES, SIZES, chromium, faults, opened, pictures
 from peers import Orthanc, free_ports
 from playwright.sync_api import Browser, Page
-from sender import send, send_once
+from sender import make_study, send, send_once
 
 from service import Service, destination, settings_for, until
 
@@ -275,6 +276,38 @@ def test_a_refused_object_is_released_once_what_kept_it_out_is_mended(
     done = [(event["action"], event["who"]) for event in service.events("request_done")]
     assert done == [("release", "this-machine")]
     assert list((service.settings.data_dir / "spool" / "quarantine").iterdir()) == []
+
+
+def test_an_object_is_discarded_in_a_second_step_that_says_what_it_does(
+    scene: Scene, browser: Browser, artefacts: Path, tmp_path: Path
+) -> None:
+    service, file = scene.service, make_study(tmp_path, 1).file
+    folder = service.settings.data_dir / "spool" / "quarantine"
+    others = set(folder.iterdir())
+    dataset = pydicom.dcmread(file)
+    del dataset.SeriesInstanceUID
+    dataset.save_as(file)
+    assert send_once(service.settings.node.port, file) == 0xC000
+    for size, scheme in itertools.product(SIZES, SCHEMES):
+        with opened(browser, scene.base, size, scheme) as page:
+            page.goto("/quarantine")
+            card = page.locator("li.sheet", has_text="bad_uid")
+            for_good = card.get_by_role("button", name="Discard for good")
+            assert not for_good.is_visible()
+            card.locator("summary").press("Enter")
+            assert for_good.is_visible()
+            assert "Deletes the kept object. Only its sender can send it again." in _text(page)
+            assert faults(page) == []
+            page.screenshot(path=artefacts / f"page-quarantine-discard-{size}-{scheme}.png", full_page=size == "phone")
+    assert len(set(folder.glob("*.dcm")) - others) == 1, "to look is not to do"
+    with opened(browser, scene.base) as page:
+        page.goto("/quarantine")
+        card = page.locator("li.sheet", has_text="bad_uid")
+        card.get_by_text("Discard…").click()
+        card.get_by_role("button", name="Discard for good").click()
+        until(lambda: page.goto("/quarantine") and "bad_uid" not in _text(page), "it is gone", service)
+    assert set(folder.iterdir()) == others
+    assert [event["action"] for event in service.events("request_done")][-1] == "discard"
 
 
 def _revision(scene: Scene) -> int:

@@ -175,7 +175,7 @@ def test_the_ingress_leads_to_all_of_the_page_and_to_nothing_beside_it() -> None
     assert {"/", "/studies/a1b2", "/sign-in/callback"} <= pages
     assert {page for page in pages if not _is_led_on(resources, page)} == set()
     # Of the same port, and answered to anybody.
-    health = {route.path for route in build_app({}, unused, None).routes if isinstance(route, Route)}
+    health = {route.path for route in build_app({}, unused, None, unused).routes if isinstance(route, Route)}
     assert health == {"/livez", "/readyz", "/metrics"}
     assert {page for page in health if _is_led_on(resources, page)} == set()
 
@@ -197,6 +197,23 @@ def test_a_policy_is_given_with_its_approvals() -> None:
     command = readme.partition("kube create configmap stepwedge-policies")[2].partition("\n```")[0]
     policy, *beside = (Path(name) for name in re.findall(r"--from-file=(\S+)", command))
     assert beside == [approvals_file(policy)], "a clinical policy without them is refused"
+
+
+@pytest.mark.parametrize(
+    ("ca", "volume"),
+    [
+        ({}, {"configMap": {"name": "hospital-ca"}}),
+        ({"existingConfigMap": "", "existingSecret": "ca"}, {"secret": {"secretName": "ca", "defaultMode": 0o440}}),
+        ({"existingConfigMap": ""}, {}),
+    ],
+    ids=["ConfigMap", "Secret", "neither"],
+)
+def test_the_page_trusts_the_authority_that_the_values_name(ca: dict[str, str], volume: dict[str, Any]) -> None:
+    spec = pods(render("ha-postgresql", {"page": {"oidc": {"ca": ca}}}))["page"]["spec"]
+    found = [each for each in spec["volumes"] if each["name"] == "oidc-ca"]
+    assert found == ([{"name": "oidc-ca", **volume}] if volume else [])
+    told = environment(spec["containers"][0]).get("STEPWEDGE_PAGE__OIDC__CA_FILE")
+    assert told == ("/run/secrets/stepwedge-oidc-ca/ca.crt" if volume else None)
 
 
 def test_no_value_holds_a_password_and_none_reaches_a_config_map() -> None:
@@ -257,3 +274,13 @@ def test_the_packed_chart_holds_the_files_and_not_the_links(tmp_path: Path) -> N
         assert {f"files/rules/{file.name}" for file in RULES} <= members.keys()
         assert all(item.isfile() for item in members.values())
         assert not {"schema.py", "schema.yaml"} & members.keys()
+
+
+def test_nobody_waits_for_constancy_runs_that_nothing_makes(tmp_path: Path) -> None:
+    for name, changes, awaited in (
+        ("one-gpu", {}, True),
+        ("one-gpu", {"constancy": {"enabled": False}}, False),
+        ("laptop", {"constancy": {"enabled": False}}, True),  # the service makes them by itself
+    ):
+        file = _file(render(name, changes), "stepwedge.yaml", tmp_path)
+        assert load_settings(file).constancy.enabled is awaited

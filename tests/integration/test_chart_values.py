@@ -70,6 +70,7 @@ OF_THE_WRONG_KIND: list[tuple[str, Any, str, str]] = [
     ("settings.database.url", "postgresql://a@b/c", "settings", "database"),
     ("settings.node.host", "127.0.0.1", "settings.node", "host"),
     ("settings.trust.keys", ["/a"], "settings", "trust"),
+    ("settings.page.oidc.ca_file", "/a", "settings.page.oidc", "ca_file"),
     ("stepwatch.settings.database_url", "x", "stepwatch.settings", "database_url"),
 ]
 
@@ -95,6 +96,7 @@ NOT_TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("one-gpu", nested("page.ingress", {"enabled": True, "host": "a.example"}), "networkPolicy.page is empty"),
     ("one-gpu", nested("page.ingress.enabled", True), "page.ingress.host is empty"),
     ("ha-postgresql", nested("database.ca", SECRET), "database.ca.existingSecret and database.ca.existingConfigMap"),
+    ("ha-postgresql", nested("page.oidc.ca", SECRET), "page.oidc.ca.existingSecret and page.oidc.ca.existingConfigMap"),
     ("ha-postgresql", nested("page.oidc.clientSecret.existingSecret", ""), "page.oidc.issuer needs"),
     ("ha-postgresql", nested("page.url", ""), "page.oidc.issuer needs"),
     ("ha-postgresql", nested("networkPolicy.oidc", []), "networkPolicy.oidc is empty"),

@@ -35,6 +35,10 @@ def refused(file: Path | None = None) -> str:
     return str(caught.value)
 
 
+def _leaves(values: Any) -> list[Any]:
+    return [leaf for value in values.values() for leaf in _leaves(value)] if isinstance(values, dict) else [values]
+
+
 class TestDefaults:
     def test_without_a_file_everything_has_a_default(self) -> None:
         settings = load_settings()
@@ -120,6 +124,17 @@ class TestPaths:
         assert settings.models[0].package == tmp_path / "models" / "tiny"
         assert settings.models[0].policy == tmp_path / "policy.yaml"
         assert settings.trust.keys == [tmp_path / "keys" / "one.pub", Path("/etc/two.pub")]
+
+    def test_every_file_that_a_group_names_is_relative_to_the_file(self, tmp_path: Path) -> None:
+        values = {
+            "site_key_file": "site.json",
+            "database": {"password_file": "password"},
+            "tracing": {"headers_file": "headers"},
+            "watch": {"config": "stepwatch.yaml", "token_file": "token"},
+            "page": {"tokens_file": "tokens.yaml", "oidc": {"client_secret_file": "secret", "ca_file": "hospital.pem"}},
+        }
+        told = load_settings(write(tmp_path, values)).model_dump(exclude_defaults=True)
+        assert set(_leaves(told)) == {tmp_path / name for name in _leaves(values)}
 
     def test_absolute_paths_stay(self, tmp_path: Path) -> None:
         assert load_settings(write(tmp_path, {"data_dir": "/srv/stepwedge"})).data_dir == Path("/srv/stepwedge")

@@ -108,6 +108,9 @@
 {{- if and $values.page.oidc.issuer (not (and $values.page.oidc.clientId $values.page.oidc.clientSecret.existingSecret $values.page.oidc.roles $values.page.url)) }}
 {{- fail "page.oidc.issuer needs page.oidc.clientId, page.oidc.clientSecret.existingSecret, page.oidc.roles and page.url, the address that the provider sends people back to" }}
 {{- end }}
+{{- if and $values.page.oidc.ca.existingSecret $values.page.oidc.ca.existingConfigMap }}
+{{- fail "page.oidc.ca.existingSecret and page.oidc.ca.existingConfigMap are both set: the authority comes from one of them" }}
+{{- end }}
 {{- if and $values.page.ingress.enabled (not $values.page.ingress.host) }}
 {{- fail "page.ingress.host is empty: name the host that page.ingress answers to" }}
 {{- end }}

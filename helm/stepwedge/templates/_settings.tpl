@@ -27,6 +27,10 @@
 {{- $database := dict "url" .Values.database.url "upgrade_at_start" (not .Values.migration.enabled) }}
 {{- $_ := set $database "password_file" "/run/secrets/stepwedge-database/password" }}
 {{- $_ := set $own "database" $database }}
+{{- if not .Values.constancy.enabled }}
+{{- /* Nobody waits for runs that nothing makes. */}}
+{{- $_ := set $own "constancy" (dict "enabled" false) }}
+{{- end }}
 {{- end }}
 {{- toYaml (mergeOverwrite (deepCopy .Values.settings) $own) }}
 {{- end }}

@@ -114,6 +114,14 @@
 - name: oidc
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
+{{- with $values.page.oidc.ca.existingSecret }}
+- name: oidc-ca
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with $values.page.oidc.ca.existingConfigMap }}
+- name: oidc-ca
+  configMap: {name: {{ . }}}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -174,6 +182,9 @@
 {{- end }}
 {{- if $values.page.oidc.clientSecret.existingSecret }}
 - {name: oidc, mountPath: /run/secrets/stepwedge-oidc, readOnly: true}
+{{- end }}
+{{- if or $values.page.oidc.ca.existingSecret $values.page.oidc.ca.existingConfigMap }}
+- {name: oidc-ca, mountPath: /run/secrets/stepwedge-oidc-ca, readOnly: true}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -82,8 +82,10 @@ def describe(alarm: dict[str, Any]) -> str:
 def ask(database: Database, alarm: str, by: str, *, adopt: bool) -> int:
     """Note that somebody has seen an alarm, for the sidecar to do; the entry in the log.
 
-    Raises WatchError for a name that is none, and an alarm that is not known, or over and acknowledged.
+    Raises WatchError for a name that is none, and an alarm that is not known, over and acknowledged, or, with
+    ``adopt``, none that can be made the new normal.
     """
+    from stepwatch.alarms import why_not_adopted
     from stepwatch.database import ASKED
 
     who = by.strip()
@@ -94,6 +96,9 @@ def ask(database: Database, alarm: str, by: str, *, adopt: bool) -> int:
         raise WatchError(f"{alarm}: there is no such alarm; `stepwatch alarms` lists them")
     if not any(is_open(each) for each in known):
         raise WatchError(f"{alarm}: is over, and has been acknowledged")
+    against = [why_not_adopted(each) for each in known] if adopt else []
+    if against and all(against):
+        raise WatchError(f"{alarm}: {against[0]}")
     return database.append_log(ASKED, who=who, body={"alarm": alarm, "adopt": adopt})
 
 

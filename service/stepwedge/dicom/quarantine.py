@@ -25,7 +25,7 @@ import structlog
 from stepwedge import metrics
 from stepwedge.dicom.encoded import Received, clean_title, file_meta, is_uid, received_as
 from stepwedge.durable import sync_folder, write_durably
-from stepwedge.errors import SpoolFullError, StepwedgeError, UnusableInstanceError
+from stepwedge.errors import NotKeptError, SpoolFullError, StepwedgeError, UnusableInstanceError
 from stepwedge.settings import Settings
 from stepwedge.store import Quarantined, Store
 
@@ -90,8 +90,10 @@ class Quarantine:
         ------
         UnusableInstanceError
             If it is refused again; it is kept.
+        NotKeptError
+            If it is not kept here.
         StepwedgeError
-            If it is not kept here, no longer what was received, or larger than is received now.
+            If it is no longer what was received, or larger than is received now.
         SpoolFullError, OSError, SQLAlchemyError
             As the intake does; it is kept.
         """
@@ -99,7 +101,7 @@ class Quarantine:
         try:
             received = received_as(file.read_bytes())
         except FileNotFoundError:
-            raise StepwedgeError("it is not kept in quarantine any more") from None
+            raise NotKeptError("it is not kept in quarantine any more") from None
         if hashlib.sha256(received.data).hexdigest() != digest:
             raise StepwedgeError("the file in quarantine is no longer what was received; discard it")
         if len(received.data) > self._settings.node.maximum_instance_bytes:

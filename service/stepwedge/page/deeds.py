@@ -83,7 +83,10 @@ def ask_node(desk: Desk, action: str, digest: str, who: str) -> str:
 
 
 def acknowledge(desk: Desk, alarm: str, who: str, *, adopt: bool) -> None:
-    """Tell the monitor that somebody has seen an alarm. Raises StepwedgeError where it does not take that."""
+    """Tell the monitor that somebody has seen an alarm. Raises StepwedgeError where it does not take that.
+
+    With ``adopt`` ask it to make the change the new normal: it notes that, and its sidecar decides afterwards.
+    """
     if not desk.neighbours.can_acknowledge:
         raise StepwedgeError("The monitor's token is not known here: set watch.token_file.")
     known = desk.neighbours.monitor.read()
@@ -99,7 +102,7 @@ def acknowledge(desk: Desk, alarm: str, who: str, *, adopt: bool) -> None:
         actions.end(desk.store, number, REFUSED, said=str(error))
         _told(ACKNOWLEDGE, alarm, who, state=REFUSED)
         raise
-    actions.end(desk.store, number, DONE, said="made the new normal" if adopt else "")
+    actions.end(desk.store, number, DONE, said="asked to be made the new normal" if adopt else "")
     _told(ACKNOWLEDGE, alarm, who)
 
 

@@ -126,9 +126,8 @@ def monitor_says(desk: Desk) -> Said[Brief]:
 
 
 def model_views(desk: Desk) -> tuple[ModelView, ...]:
-    """The models in use, as the roles that loaded them say."""
-    data_dir = desk.settings.data_dir
-    told = rundir.told(data_dir, "serve").get("models") or rundir.told(data_dir, "listen").get("models") or []
+    """The models in use, as the DICOM node says that loaded them, by itself or under ``serve``."""
+    told = rundir.told(desk.settings.data_dir, "listen").get("models") or []
     serving = desk.neighbours.inference.read()
     providers = {str(each.get("digest")): each for each in serving.value or []}
     runs = queries.last_runs(desk.store, [str(each.get("model")) for each in told])

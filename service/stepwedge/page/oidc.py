@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -69,7 +70,8 @@ class Provider:
     def __init__(self, page: Page) -> None:
         self._settings = page.oidc
         self._redirect = page.url.rstrip("/") + CALLBACK
-        self._http = httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
+        self._http: httpx.Client | None = None
+        self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._keys: tuple[_Key, ...] = ()
@@ -79,8 +81,9 @@ class Provider:
         self._away: SignInError | None = None
 
     def check(self) -> None:
-        """Raises SettingsError if the secret cannot be read."""
+        """Raises SettingsError if the secret, or the authority's certificates, cannot be read."""
         _read_secret(self._settings.client_secret_file)
+        _authority(self._settings.ca_file)
 
     @property
     def proof(self) -> str:
@@ -91,7 +94,8 @@ class Provider:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
 
     def begin(self, to: str) -> tuple[str, Begun]:
         """Where to send a person who signs in, and what to remember. Raises SignInError."""
@@ -154,8 +158,7 @@ class Provider:
         try:
             secret = _read_secret(self._settings.client_secret_file)
         except SettingsError as error:
-            log.error("nobody_can_sign_in", error=str(error))
-            raise SignInError("oidc_failed", "page.oidc.client_secret_file cannot be read here") from None
+            raise _unreadable(error, "page.oidc.client_secret_file") from None
         supported = self._discovered().get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         by_header: httpx.BasicAuth | None = None
         if secret and "client_secret_basic" in supported:
@@ -253,9 +256,17 @@ class Provider:
 
     def _json(self, method: str, url: str, **words: Any) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, url, **words)
+            answer = self._connected().request(method, url, **words)
             values = answer.json() if answer.is_success else None
+        except SettingsError as error:
+            raise _unreadable(error, "page.oidc.ca_file") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):  # httpx hands on OpenSSL's words, and no type of its own
+                raise SignInError(
+                    "oidc_failed",
+                    "the OpenID provider's certificate does not hold here; whoever runs this service can name the "
+                    "authority that it is of in page.oidc.ca_file",
+                ) from None
             raise SignInError(
                 "oidc_away", f"the OpenID provider does not answer ({type(error).__name__}); try again"
             ) from None
@@ -263,12 +274,44 @@ class Provider:
             raise SignInError("oidc_failed", f"the OpenID provider refused (HTTP {answer.status_code}); begin again")
         return values
 
+    def _connected(self) -> httpx.Client:
+        """The connections, made when they are first needed. Raises SettingsError."""
+        with self._connecting:
+            if self._http is None:
+                self._http = httpx.Client(
+                    verify=_authority(self._settings.ca_file),
+                    timeout=_TIMEOUT_SECONDS,
+                    trust_env=False,
+                    follow_redirects=False,
+                )
+            return self._http
+
 
 def role_of(said: object, roles: Mapping[str, Role]) -> Role | None:
     """The highest role that a claim, a text or a list of texts, gives; None if it gives none."""
     values = [said] if isinstance(said, str) else said if isinstance(said, list) else []
     given = {roles[value] for value in values if isinstance(value, str) and value in roles}
     return max(given, key=ROLES.index, default=None)
+
+
+def _unreadable(error: SettingsError, setting: str) -> SignInError:
+    """What is said while a file cannot be read; the log says why."""
+    log.error("nobody_can_sign_in", error=str(error))
+    return SignInError("oidc_failed", f"{setting} cannot be read here")
+
+
+def _authority(file: Path | None) -> ssl.SSLContext | bool:
+    """What the provider's certificate has to be of: a file's authority, or a public one."""
+    if file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise SettingsError(
+            f"page.oidc.ca_file: {file}: holds no certificate; wanted those of the authority, as PEM"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"page.oidc.ca_file: {file}: cannot be read: {error.strerror}") from None
 
 
 def _read_secret(file: Path | None) -> str:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote
 import httpx
 import structlog
 from sqlalchemy import exc
+from starlette.datastructures import URL
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -283,7 +284,10 @@ def _said(request: Request, status: int, text: str, *, wait: float = 0.0, refres
         headers["WWW-Authenticate"] = 'Bearer realm="stepwedge"'
     if "text/html" not in request.headers.get("accept", ""):
         return PlainTextResponse(text + "\n", status_code=status, headers=headers)
-    values = {"title": HTTPStatus(status).phrase, "status": status, "text": text, "refresh": refresh}
+    # `auto` says that nobody is at a page that loads itself again. The host is left out: the request chose its name.
+    asked = URL(f"{quote(request.scope['path'])}?{request.scope['query_string'].decode('latin-1')}")
+    again = asked.include_query_params(auto=1)
+    values = {"title": HTTPStatus(status).phrase, "status": status, "text": text, "refresh": refresh, "again": again}
     return HTMLResponse(render("message.html", values), status_code=status, headers=headers)
 
 
@@ -322,9 +326,12 @@ async def _form(request: Request) -> Mapping[str, str]:
         if len(body) > _FORM_BYTES:
             raise RefusedError("too_large", 413, f"Refused: more than {_FORM_BYTES} bytes.")
     try:
-        return dict(parse_qsl(body.decode("ascii"), max_num_fields=20))
+        fields = dict(parse_qsl(body.decode("ascii"), max_num_fields=20))
     except ValueError:
         raise RefusedError("malformed", 400, "Refused: the form cannot be read.") from None
+    if any("\0" in value for value in fields.values()):  # PostgreSQL takes none in a text
+        raise RefusedError("malformed", 400, "Refused: a field of the form holds the character NUL.")
+    return fields
 
 
 def _see(path: str) -> Response:

@@ -39,6 +39,7 @@ class Alarm(_Part):
     changed: str
     acknowledged_by: str
     adopted: bool
+    adoptable: bool = False  # it may be made the new normal; an older monitor does not say
     mostly_from: list[tuple[str, float]]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import structlog
 from instances import encode, make_instance, received
 from spooled import Spooled, open_spool
@@ -16,6 +18,7 @@ from stepwedge.dicom import asked
 from stepwedge.dicom.asked import serve
 from stepwedge.dicom.encoded import Received
 from stepwedge.errors import UnusableInstanceError
+from stepwedge.schema import ACTIONS
 
 
 @pytest.fixture
@@ -79,6 +82,26 @@ def test_once_the_setting_is_mended_the_object_is_stored_as_it_came(node: Spoole
         assert (tmp_path / instance.path).read_bytes().endswith(item.data)
         assert mended.store.quarantined() == []
         assert list(mended.spool.quarantine.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("forgotten", [True, False], ids=["forgotten", "still in the index"])
+def test_a_release_that_was_cut_off_after_the_object_was_taken_in_counts_as_done(
+    node: Spooled, tmp_path: Path, forgotten: bool
+) -> None:
+    _, digest = twice(node)
+    (entry,) = node.store.quarantined()
+    with open_spool(tmp_path, spool={"reserve_bytes": 0, "instance_versions": 5}) as mended:
+        actions.ask(mended.store, RELEASE, digest, who="ann")
+        assert actions.take(mended.store) is not None
+        study = mended.spool.quarantine.release(digest, mended.spool.store).study
+        if not forgotten:
+            mended.store.quarantine(entry)
+        with mended.store.engine.begin() as db:
+            db.execute(sa.update(ACTIONS).values(ended_at=time.time() - 120))
+        said = ask(mended, RELEASE, digest)
+        assert (said.state, said.said) == ("done", "finished by an attempt that was cut off")
+        assert digest in {each.digest for each in mended.store.instances(study)}
+        assert mended.store.quarantined() == []
 
 
 def test_what_is_no_dicom_stays_where_it_is(node: Spooled) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import httpx
 import pytest
 import structlog
 from page_served import HTML, Served, name_of, page, put, refusals
+from sqlalchemy.exc import OperationalError
 from stepwedge.errors import SettingsError
 from stepwedge.page import sessions
 from stepwedge.page.signing_in import ours
@@ -133,6 +136,18 @@ def test_pages_of_other_sites_load_nothing_of_an_open_page(here: Served) -> None
     answer = here.get("/", headers=followed)
     assert answer.status_code == 200
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/retry", "unit"), ("/send-again", "destination"), ("/release", "digest"), ("/discard", "digest"),
+     ("/acknowledge", "alarm"), ("/search", "name"), ("/sign-in", "token")],
+)  # fmt: skip
+def test_a_field_with_the_character_nul_is_malformed(here: Served, path: str, field: str) -> None:
+    before = refusals("malformed")
+    answer = here.post(path, {"unit": f"{FAILED}.1.tiny", field: "a\0b"})
+    assert (answer.status_code, "NUL" in answer.text) == (400, True)
+    assert refusals("malformed") == before + 1
 
 
 def test_every_answer_says_that_nothing_of_it_may_be_framed_kept_or_run(here: Served) -> None:
@@ -376,6 +391,24 @@ def test_a_page_that_loads_itself_again_keeps_nobody_signed_in_but_a_viewer_at_t
             change.setattr(sessions.time, "time", lambda: later)
             answer = signed.get(path)
         assert (answer.status_code, "set-cookie" in answer.headers) == (200, renewed), (role, path)
+
+
+def test_a_page_that_waits_for_the_database_keeps_nobody_signed_in(
+    signed: Served, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("", {}, OSError())
+
+    monkeypatch.setattr("stepwedge.page.views.studies", away)
+    sign_in(signed, tokens["operator"])
+    answer = signed.get("/studies?state=failed&said=retried")
+    (again,) = re.findall(r'content="10;url=([^"]+)"', answer.text)
+    assert (answer.status_code, html.unescape(again)) == (503, "/studies?state=failed&said=retried&auto=1")
+    later = time.time() + 120
+    monkeypatch.setattr(sessions.time, "time", lambda: later)
+    answer = signed.get(html.unescape(again))
+    assert (answer.text.count(again), "set-cookie" in answer.headers) == (1, False)
+    assert "set-cookie" in signed.get("/studies").headers, "somebody is there"
 
 
 def test_who_signed_in_under_other_settings_of_the_provider_signs_in_again(tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import jwt
 import pytest
 import structlog
+from certificates import authority
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from stepwedge.errors import SettingsError
 from stepwedge.page import oidc
@@ -65,8 +69,9 @@ class StandIn:
         return jwt.encode(claims, **self.signed)
 
 
-@pytest.fixture
-def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+@contextmanager
+def standing_in(folder: Path, speaking: ssl.SSLContext | None = None, **oidc: Path) -> Iterator[StandIn]:
+    """The stand-in, and the page's side of it; by TLS where it is told how to speak that."""
     found = StandIn()
 
     class Handler(BaseHTTPRequestHandler):
@@ -96,18 +101,36 @@ def stand_in(tmp_path: Path) -> Iterator[StandIn]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if speaking is not None:
+        server.socket = speaking.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    found.issuer = f"http://127.0.0.1:{server.server_address[1]}"
-    (tmp_path / "secret").write_text("a secret & more\n")
-    roles = {"it": "operator", "leads": "approver", "all": "viewer"}
-    oidc = Oidc(issuer=found.issuer, client_id=CLIENT, client_secret_file=tmp_path / "secret", roles=roles)  # type: ignore[arg-type]
-    found.provider = Provider(Page(url="https://page.example", oidc=oidc))
-    yield found
-    found.provider.close()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    found.issuer = f"{'https' if speaking else 'http'}://127.0.0.1:{server.server_address[1]}"
+    (folder / "secret").write_text("a secret & more\n")
+    values = {
+        "issuer": found.issuer, "client_id": CLIENT, "client_secret_file": folder / "secret",
+        "roles": {"it": "operator", "leads": "approver", "all": "viewer"}, **oidc,
+    }  # fmt: skip
+    found.provider = Provider(Page(url="https://page.example", oidc=Oidc.model_validate(values)))
+    try:
+        yield found
+    finally:
+        found.provider.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    with standing_in(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """The file of a hospital's own authority, and how a server speaks that it vouches for."""
+    return authority(tmp_path_factory.mktemp("authority"))
 
 
 def test_the_way_there_carries_a_challenge_and_the_way_back_its_proof(stand_in: StandIn) -> None:
@@ -275,6 +298,54 @@ def test_a_secret_that_cannot_be_read_is_said_until_it_can(stand_in: StandIn, tm
     (tmp_path / "away").rename(tmp_path / "secret")
     stand_in.claims = {}
     assert stand_in.come_back()[1] == "operator"
+
+
+def test_a_provider_of_the_hospitals_own_authority_is_trusted_where_the_settings_name_that(
+    hospital: tuple[Path, ssl.SSLContext], tmp_path: Path
+) -> None:
+    file, speaking = hospital
+    with standing_in(tmp_path, speaking, ca_file=file) as stand_in:
+        assert stand_in.provider is not None
+        stand_in.provider.check()
+        assert stand_in.come_back() == (f"{stand_in.issuer}|jane", "operator")
+    other, _ = authority(tmp_path)
+    for trusted in ({}, {"ca_file": other}):
+        with (
+            standing_in(tmp_path, speaking, **trusted) as stand_in,
+            pytest.raises(SignInError, match=r"certificate does not hold here.*page\.oidc\.ca_file") as caught,
+        ):
+            stand_in.come_back()
+        assert caught.value.outcome == "oidc_failed"
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [(None, "cannot be read: No such file"), (b"", "holds no certificate"), (b"\x00\xff", "holds no certificate")],
+    ids=["missing", "empty", "no text"],
+)
+def test_an_authority_that_cannot_be_read_is_said_and_signs_nobody_in_until_it_can(
+    hospital: tuple[Path, ssl.SSLContext],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: bytes | None,
+    said: str,
+) -> None:
+    file, speaking = hospital
+    named = tmp_path / "hospital.pem"
+    if held is not None:
+        named.write_bytes(held)
+    with standing_in(tmp_path, speaking, ca_file=named) as stand_in:
+        assert stand_in.provider is not None
+        with pytest.raises(SettingsError, match=rf"page\.oidc\.ca_file: .*hospital\.pem: {said}"):
+            stand_in.provider.check()
+        with structlog.testing.capture_logs() as logs, pytest.raises(SignInError, match="ca_file cannot be read here"):
+            stand_in.come_back()
+        assert [entry["event"] for entry in logs] == ["nobody_can_sign_in"]
+        shutil.copy(file, named)
+        stand_in.provider.check()
+        later = time.monotonic() + 10
+        monkeypatch.setattr(oidc.time, "monotonic", lambda: later)
+        assert stand_in.come_back()[1] == "operator"
 
 
 def test_a_provider_that_is_away_is_waited_for_once_and_asked_again_soon(

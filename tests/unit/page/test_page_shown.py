@@ -23,6 +23,7 @@ from page_served import HTML, Served, delivery, name_of, page, put
 from stepwedge import actions, rundir
 from stepwedge.entries import Quarantined
 from stepwedge.page import deeds, glance, neighbours, turns
+from stepwedge.page.tokens import make_token
 from stepwedge.records import REASONS, State
 from stepwedge.rundir import Heartbeat
 
@@ -37,7 +38,7 @@ MONITOR: dict[str, Any] = {
             "where": "scanner: Ray 7", "shift": "Acquisition: images are made in another way.", "baseline": "1.0 %",
             "present": "9.0 %", "evidence": "6.0", "limit": "5.3", "active": True,
             "raised": "2026-03-01T00:00:00+00:00", "changed": "2026-02-27T00:00:00+00:00", "cleared": None,
-            "acknowledged_by": "", "adopted": False, "mostly_from": [["scanner: Ray 7", 0.8]],
+            "acknowledged_by": "", "adopted": False, "adoptable": True, "mostly_from": [["scanner: Ray 7", 0.8]],
         }],
     }],
     "requests": [{"request": "20260301-abc", "state": "open", "since_at": 1.0, "who": "stepwatch", "opened_at": 1.0,
@@ -115,11 +116,15 @@ def test_what_the_dicom_node_left_of_its_models_is_shown(served: Served) -> None
         "model": "tiny", "version": "2.0", "digest": "f" * 64, "signer": "5" * 16, "policy": "ours",
         "policy_digest": "e" * 64, "demonstration": False, "demonstration_because": "", "approved_by": "Dr Doe",
     }  # fmt: skip
-    rundir.tell(served.desk.settings.data_dir, "listen", {"digests": ["f" * 64], "models": [model]})
+    data_dir = served.desk.settings.data_dir
+    rundir.tell(data_dir, "listen", {"digests": ["f" * 64], "models": [model]})
+    # Of a time when one service held all roles: it is not taken back when that ends.
+    rundir.tell(data_dir, "serve", {"models": [model | {"version": "1.0", "digest": "0" * 64, "policy": "older"}]})
     text = served.get("/model").text
     for wanted in ("tiny 2.0", "f" * 64, "5" * 16, "ours", "e" * 64, "Dr Doe", "Clinical", "not known now"):
         assert wanted in text
-    assert "Demonstration" not in text
+    for older in ("tiny 1.0", "0" * 64, "older", "Demonstration"):
+        assert older not in text
 
 
 @pytest.mark.parametrize("code", ["age_missing", "altered_after_receipt", "uncertain"])
@@ -207,7 +212,7 @@ def test_what_the_dicom_node_has_to_do_waits_for_it_in_sight(served: Served, mon
     served.store.quarantine(replace(item, digest="bad_uid:not-kept", path=None))
     text = served.get("/quarantine").text
     assert text.count("Release<") == 1, "what is only counted cannot be released"
-    assert text.count("Discard<") == 2
+    assert text.count("Discard for good<") == text.count("<details>") == 2, "each behind a first step"
     answer = served.post("/release", {"digest": "c" * 64})
     assert answer.headers["location"] == "/quarantine?said=asked"
     text = served.get(answer.headers["location"]).text
@@ -282,6 +287,28 @@ def test_drift_alarms_requests_and_reports_are_shown_with_what_to_do(tmp_path: P
         assert drawn.headers["content-security-policy"].startswith("sandbox")
         for name in ("none.html", "..%2Fstatus.json", "drawn.txt"):
             assert served.get(f"/reports/{name}").status_code == 404
+
+
+def test_a_change_is_offered_as_the_new_normal_only_where_it_may_be_and_kept_as_asked_for(
+    tmp_path: Path, monitor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, entry = make_token("lead", "approver")
+    (tmp_path / "tokens.yaml").write_text(entry)
+    (tmp_path / "token").write_text("the-monitors-token\n")
+    watch = {"url": monitor, "token_file": tmp_path / "token"}
+    with page(tmp_path, watch=watch, page={"tokens_file": tmp_path / "tokens.yaml"}) as served:
+        served.client.headers["Authorization"] = f"Bearer {token}"
+        assert "It is normal now" in served.get("/drift").text
+        asked = served.client.post("/acknowledge", data={"alarm": "tiny/kvp/1", "adopt": "yes"})
+        assert asked.status_code == 303
+        assert "asked to be made the new normal" in served.get("/actions").text
+        older = {name: value for name, value in ALARM.items() if name != "adoptable"}
+        for alarm in (ALARM | {"adoptable": False}, older):
+            monkeypatch.setattr(_Monitor, "said", MONITOR | {"models": [MONITOR["models"][0] | {"alarms": [alarm]}]})
+            served.desk.neighbours.monitor.forget()
+            text = served.get("/drift").text
+            assert "I have seen it" in text
+            assert "It is normal now" not in text
 
 
 def test_a_command_with_what_the_monitor_says_is_quoted_for_the_shell(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from stepwatch.alarms import Alarm, Return, has_stopped
+from stepwatch.alarms import Alarm, Return, has_stopped, why_not_adopted
 from stepwatch.detectors import Locations, Shares
 
 CALM = (0.0, 0.0)
@@ -60,21 +60,33 @@ def test_only_what_was_common_can_stop() -> None:
     assert not has_stopped(0.6, 0.2)
 
 
+ALARM = Alarm(
+    alarm="1-all-x",
+    kind_of_alarm="drift",
+    signal="x",
+    family="pixels",
+    direction="up",
+    evidence=5.4,
+    raised_row=1,
+    raised_time="2026-01-01T00:00:00",
+    raised_count=2,
+    changed_row=0,
+    changed_time="2026-01-01T00:00:00",
+    baseline_value=0.0,
+    present_value=0.5,
+)
+
+
 def test_an_alarm_survives_being_written_down() -> None:
-    alarm = Alarm(
-        alarm="1-all-x",
-        kind_of_alarm="drift",
-        signal="x",
-        family="pixels",
-        direction="up",
-        evidence=5.4,
-        raised_row=1,
-        raised_time="2026-01-01T00:00:00",
-        raised_count=2,
-        changed_row=0,
-        changed_time="2026-01-01T00:00:00",
-        baseline_value=0.0,
-        present_value=0.5,
-    )
-    assert Alarm.from_dict(alarm.to_dict()) == alarm
-    assert alarm.active
+    assert Alarm.from_dict(ALARM.to_dict()) == ALARM
+    assert ALARM.active
+
+
+def test_what_lasts_may_become_the_new_normal_but_not_that_the_model_has_got_worse() -> None:
+    assert why_not_adopted(ALARM.to_dict()) == ""
+    for change, said in (
+        ({"family": "labels"}, "cannot be made normal"),
+        ({"cleared_row": 7}, "back where it was"),
+        ({"adopted": True}, "already"),
+    ):
+        assert said in why_not_adopted(ALARM.to_dict() | change)

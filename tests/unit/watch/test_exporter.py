@@ -43,7 +43,7 @@ from watched import (
 # Every label that any metric may have. A new one is a decision: is it bounded, and by what?
 LABELS = {
     "model", "signal", "shift", "kind", "reason", "direction", "outcome", "source", "state", "finding", "measure",
-    "how", "group", "level", "verdict", "stage", "le",
+    "how", "group", "level", "verdict", "stage", "le", "path",
 }  # fmt: skip
 _PROMISED = """
 stepwatch_observations_total stepwatch_rows_refused_total stepwatch_lag_rows
@@ -57,7 +57,7 @@ stepwatch_labels_total stepwatch_labels_refused_total stepwatch_subgroup_value
 stepwatch_subgroup_worst_gap stepwatch_subgroup_verdict stepwatch_constancy_verdict
 stepwatch_constancy_difference stepwatch_constancy_last_timestamp_seconds stepwatch_requests
 stepwatch_webhook_requests_total stepwatch_page_timestamp_seconds stepwatch_page_failures_total
-stepwatch_state_saved_timestamp_seconds stepwatch_update_seconds_bucket
+stepwatch_state_saved_timestamp_seconds stepwatch_update_seconds_bucket stepwatch_http_requests_total
 """
 PROMISED = frozenset(_PROMISED.split())
 

@@ -14,7 +14,9 @@ from prometheus_client import REGISTRY
 from stand_in_detectors import OUT_OF_BAND
 from stepwatch import database as database_module
 from stepwatch import tables
+from stepwatch.commands.alarms import ask
 from stepwatch.database import ASKED, DONE, REFUSED
+from stepwatch.errors import WatchError
 from stepwatch.rows import time_of
 from stepwatch.settings import Model
 from stepwedge.observation import Observation
@@ -132,6 +134,24 @@ def test_what_cannot_be_adopted_is_refused_once(bench: Bench) -> None:
     bench.sidecar.look()
     bench.again().look()
     assert [entry.body["said"] for entry in bench.database.log(REFUSED)] == ["there is nothing to adopt"]
+
+
+def test_what_cannot_be_adopted_is_not_even_noted_and_may_still_be_acknowledged(bench: Bench) -> None:
+    rows = bench.rows(2)
+    bench.write([replace(rows[0], pixel_mean=OUT_OF_BAND + 0.05)])
+    bench.sidecar.look()
+    with bench.engine.begin() as db:
+        (body,) = db.scalars(sa.select(tables.ALARMS.c.body))
+        db.execute(sa.update(tables.ALARMS).values(body=body | {"family": "labels"}))
+    with pytest.raises(WatchError, match="cannot be made normal"):
+        ask(bench.database, body["alarm"], "A. Person", adopt=True)
+    bench.write([rows[1]])
+    bench.sidecar.look()
+    with pytest.raises(WatchError, match="back where it was"):
+        ask(bench.database, body["alarm"], "A. Person", adopt=True)
+    assert bench.database.log(ASKED) == []
+    ask(bench.database, body["alarm"], "A. Person", adopt=False)
+    assert [asked.body["adopt"] for asked in bench.database.log(ASKED)] == [False]
 
 
 def test_a_database_that_is_not_there_yet_is_waited_for(bench: Bench) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from stand_in_detectors import OUT_OF_BAND
 from starlette.applications import Starlette
+from stepwatch import metrics
 from stepwatch.database import DatabaseAwayError
 from stepwatch.errors import WatchError
 from stepwatch.settings import Http
@@ -19,6 +22,7 @@ from stepwedge.page.said import VERSION, Brief
 from watch_bench import Bench
 
 TOKEN = "a-token-that-nobody-guesses"
+PATHS = ("/webhook", "/labels", "/acknowledge")
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ALERT = {
     "status": "firing",
@@ -52,6 +56,10 @@ class Hands:
     def read_labels(self, body: bytes, kind: str) -> tuple[int, Mapping[str, int]]:
         if body == b"bad":
             raise WatchError("line 1: no study")
+        if body == b"away":
+            raise DatabaseAwayError("locked")
+        if body == b"none":
+            return 0, {"unknown_finding": 1}
         return (2, {"unknown_finding": 1}) if kind == "csv" else (1, {})
 
 
@@ -80,8 +88,11 @@ def client(bench: Bench, hands: Hands) -> Iterator[httpx.Client]:
     server.stop()
 
 
-def outcomes(outcome: str) -> float:
-    return REGISTRY.get_sample_value("stepwatch_webhook_requests_total", {"outcome": outcome}) or 0.0
+def outcomes(outcome: str, path: str = "/webhook") -> float:
+    name, labels = "stepwatch_webhook_requests_total", {"outcome": outcome}
+    if path != "/webhook":
+        name, labels = "stepwatch_http_requests_total", labels | {"path": path}
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 def test_a_message_of_alertmanager_opens_a_request_for_what_fires(client: httpx.Client, hands: Hands) -> None:
@@ -104,17 +115,17 @@ def test_a_message_of_alertmanager_opens_a_request_for_what_fires(client: httpx.
         ({"Authorization": "Bearer \xe9".encode("latin-1")}, "wrong_token"),
     ],
 )
-@pytest.mark.parametrize("path", ["/webhook", "/labels", "/acknowledge"])
+@pytest.mark.parametrize("path", PATHS)
 def test_nothing_is_taken_without_the_token(
     client: httpx.Client, hands: Hands, path: str, headers: dict[str, Any], outcome: str
 ) -> None:
-    before = outcomes(outcome)
+    before = {each: outcomes(outcome, each) for each in PATHS}
     answer = client.post(path, json=MESSAGE, headers=headers)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert TOKEN not in answer.text
     assert hands.alerts == []
-    assert outcomes(outcome) == before + (path == "/webhook")
+    assert {each: outcomes(outcome, each) for each in PATHS} == before | {path: before[path] + 1}, "each by itself"
 
 
 def test_the_same_message_again_is_a_replay(client: httpx.Client, hands: Hands) -> None:
@@ -172,12 +183,27 @@ def test_a_message_that_could_not_be_acted_upon_may_come_again(
     assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 200
 
 
+def counted(path: str) -> dict[str, float]:
+    """How often each became of messages, where it did."""
+    return {outcome: count for outcome in metrics.HTTP_OUTCOMES if (count := outcomes(outcome, path))}
+
+
+def since(before: dict[str, float], path: str) -> dict[str, float]:
+    return {outcome: now for outcome, count in counted(path).items() if (now := count - before.get(outcome, 0.0))}
+
+
 def test_labels_are_handed_on_by_their_kind(client: httpx.Client) -> None:
+    before = counted("/labels")
     assert client.post("/labels", json=[], headers=BEARER).json() == {"taken": 1, "refused": {}}
     csv = client.post("/labels", content=b"x", headers={**BEARER, "Content-Type": "text/csv; charset=utf-8"})
     assert csv.json() == {"taken": 2, "refused": {"unknown_finding": 1}}
     bad = client.post("/labels", content=b"bad", headers=BEARER)
     assert (bad.status_code, bad.text) == (400, "refused: line 1: no study\n")
+    assert client.post("/labels", content=b"none", headers=BEARER).status_code == 400
+    assert client.post("/labels", content=b"away", headers=BEARER).status_code == 503
+    assert client.post("/labels", content=b"x" * (9 << 20), headers=BEARER).status_code == 413
+    told = {"taken": 2, "malformed": 1, "refused": 1, "database_away": 1, "too_large": 1}
+    assert since(before, "/labels") == told
 
 
 def test_health_tells_of_the_database_and_of_baselines(client: httpx.Client, bench: Bench) -> None:
@@ -247,11 +273,23 @@ def test_where_all_stands_is_told_to_another_program_without_naming_a_study(benc
     assert said.version == VERSION
     assert said.database == ""
     (model,) = said.models
-    assert (model.usable, model.studies) == (True, 40)
+    assert (model.usable, model.studies, model.alarms) == (True, 40, [])
     assert not any(row.study in answer.text or row.unit in answer.text for row in bench.rows(40))
 
 
+def test_which_alarm_may_be_made_the_new_normal_is_told(bench: Bench, client: httpx.Client) -> None:
+    rows = bench.rows(2)
+    told = []
+    for row in (replace(rows[0], pixel_mean=OUT_OF_BAND + 0.05), rows[1]):
+        bench.write([row])
+        bench.sidecar.look()
+        (model,) = Brief.model_validate(client.get("/status.json").json()).models
+        told += [(alarm.active, alarm.adoptable) for alarm in model.alarms]
+    assert told == [(True, True), (False, False)]
+
+
 def test_an_alarm_that_somebody_has_seen_is_handed_on(client: httpx.Client, hands: Hands) -> None:
+    before = counted("/acknowledge")
     body = {"alarm": "a/1", "by": "ann", "adopt": True}
     assert client.post("/acknowledge", json=body, headers=BEARER).status_code == 202
     assert hands.seen == [("a/1", "ann", True)]
@@ -263,3 +301,5 @@ def test_an_alarm_that_somebody_has_seen_is_handed_on(client: httpx.Client, hand
     assert (answer.status_code, answer.text) == (409, "refused: there is no such alarm\n")
     hands.error = DatabaseAwayError("away")
     assert client.post("/acknowledge", json=body, headers=BEARER).status_code == 503
+    told = {"taken": 1, "malformed": 4, "too_large": 1, "refused": 1, "database_away": 1}
+    assert since(before, "/acknowledge") == told

@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from instances import CT, DX, encode, make_instance, write_file
 from listening import Listening, listening, make_files, until
+from pynetdicom.association import Association
 from rawscu import ABORT, P_DATA, RawSCU, find_command, fragment, pdu, store_command
 from sqlalchemy.exc import OperationalError
 from stepwedge.store import StoredInstance
@@ -78,6 +79,17 @@ def test_nonsense_within_an_association_ends_it(node: Listening, nonsense: tuple
         sender.established()
         with contextlib.suppress(ConnectionError):  # it may be cut before it is all sent
             sender.socket.sendall(nonsense[1])
+        assert sender.has_ended()
+    assert node.takes_the_next()
+
+
+def test_an_abort_from_the_connections_own_thread_does_not_wait_for_itself(
+    node: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As another thread of the association leaves it when it ends an event of its own at that moment.
+    monkeypatch.setattr(Association, "_abort_nonblocking", Association._abort_blocking)
+    with node.connect() as sender:
+        sender.established().socket.sendall(pdu(P_DATA, struct.pack(">LB", 1, 1)))
         assert sender.has_ended()
     assert node.takes_the_next()
 

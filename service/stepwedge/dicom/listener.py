@@ -302,7 +302,9 @@ def _check_data(event: evt.Event, maximum_bytes: int) -> None:
 def _abort(event: evt.Event, reason: str) -> None:
     event.pdu.presentation_data_value_items = []
     log.warning("association_refused", reason=reason)
-    event.assoc.abort()
+    # This is the connection's own thread, which would wait for itself: whether ``abort`` waits by default is for
+    # whichever of the association's threads set it last.
+    event.assoc.abort(block=False)
 
 
 def _is_command(encoded: bytes) -> bool:

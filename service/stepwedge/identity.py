@@ -221,7 +221,7 @@ def _replace(file: Path, values: dict[str, Any]) -> None:
 
 def _written_beside(file: Path, values: dict[str, Any]) -> Path:
     """A new file beside another one, durable, for its owner alone."""
-    temporary = file.with_name(f".{file.name}.{own_name()}")
+    temporary = file.with_name(f".{file.name}.{own_name()}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(json.dumps(values) + "\n")
         out.flush()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -124,6 +125,7 @@ class WorkQueue:
         self._room = Room(bench.settings.data_dir)
         self._running: set[str] = set()
         self._stuck: frozenset[str] = frozenset()
+        self._missing: frozenset[str] = frozenset()
         self._workflows = _register(bench, self._room, self._running)
         DBOS.launch()
         DBOS.register_queue(ANALYSES, worker_concurrency=worker.concurrency, polling_interval_sec=_POLL_SECONDS)
@@ -142,20 +144,21 @@ class WorkQueue:
         if not self._room.look() or not rundir.is_beating(settings.data_dir, f"work.{settings.worker.executor_id}"):
             return 0
         store = self._bench.store
-        units = store.units(states=[State.QUEUED, State.RUNNING])
-        deliveries = store.deliveries(state=steps.PENDING)
-        alive = self._alive()
-        queued = 0
-        for unit in units:
-            if _of_any_version(_attempts_of(unit)) not in alive:
-                queued += self._revive(unit.unit)
-        for delivery in deliveries:
-            if _of_any_version(_attempts_to(delivery)) not in alive:
-                queued += self._revive_delivery(delivery)
-        return queued
+        waiting: dict[str, Callable[[], int]] = {
+            _of_any_version(_attempts_of(unit)): partial(self._revive, unit.unit)
+            for unit in store.units(states=[State.QUEUED, State.RUNNING])
+        }
+        for delivery in store.deliveries(state=steps.PENDING):
+            waiting[_of_any_version(_attempts_to(delivery))] = partial(self._revive_delivery, delivery)
+        alive, lost = self._alive()
+        # Twice in a row: what has just been written down is about to be queued, maybe by a node of another version.
+        before, self._missing = self._missing, frozenset(waiting.keys() - alive)
+        return sum(waiting[name]() for name in sorted(self._missing & (lost | before)))
 
-    def _alive(self) -> set[str]:
-        """What the names of the workflows that will run begin with, up to each ``/``, without their version.
+    def _alive(self) -> tuple[set[str], set[str]]:
+        """What the names of the workflows that will run begin with, and of those that will not any more.
+
+        Up to each ``/``, without their version.
 
         Those of a version that no worker has, of an executor that has gone, or put off for longer than anything is,
         are cancelled; so are those of our own that have begun and do not run, because the queue could not be written
@@ -186,11 +189,11 @@ class WorkQueue:
             if version not in versions or of_ours:
                 lost.append(status.workflow_id)
             else:
-                alive.update(name[: end.end()] for end in re.finditer("/", name))
+                alive |= _beginnings(name)
         if lost:
             DBOS.cancel_workflows(lost)
             log.warning("lost_work_queued_again", workflows=len(lost))
-        return alive
+        return alive, set().union(*(_beginnings(_of_any_version(identifier)) for identifier in lost))
 
     def delete_finished(self) -> int:
         """Delete the records of work that ended long ago."""
@@ -333,6 +336,10 @@ def _attempts_to(delivery: Delivery) -> str:
 
 def _of_any_version(identifier: str) -> str:
     return identifier.partition("/")[2]
+
+
+def _beginnings(name: str) -> set[str]:
+    return {name[: end.end()] for end in re.finditer("/", name)}
 
 
 def _next_id(identifier: str) -> str:

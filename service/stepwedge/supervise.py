@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -48,7 +47,14 @@ _STOP_SECONDS = 15.0  # beyond the worker's own drain time
 UNUSABLE = 2
 # The monitor is a program of its own, which meets the service in the database; these come with its extra.
 _MONITOR_NEEDS = ("stepwatch", "jinja2", "pyarrow", "cryptography")
-_PR_SET_PDEATHSIG = 1
+# Becomes the role, which is asked to stop when the supervisor is killed (prctl(2), Linux). A program of its own: what
+# runs in a forked process of several threads, before it becomes another program, may wait for a lock for ever.
+_ENDING_WITH_PARENT = f"""
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 _WATCH_CONFIG = "STEPWATCH_CONFIG"
 
 
@@ -240,10 +246,9 @@ class Supervisor:
             environment = watch_environment(self._settings, os.environ)
         # A process group of its own: a Ctrl-C in the terminal reaches us, and we stop the roles in order.
         process = subprocess.Popen(  # noqa: S603 - our own command
-            command,
+            [sys.executable, "-S", "-c", _ENDING_WITH_PARENT, *command],
             env=environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
         )
         log.info("role_started", name=name, pid=process.pid)
         return process
@@ -310,9 +315,3 @@ def _has_monitor() -> bool:
     if missing:
         log.warning("not_watched", missing=missing, install="stepwedge[monitor]")
     return not missing
-
-
-def _end_with_parent() -> None:
-    """In a role's process, before it starts: be asked to stop when the supervisor is killed (prctl(2), Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -53,7 +53,8 @@ _ENDING_WITH_PARENT = f"""
 import ctypes, os, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
-os.execv(sys.argv[1], sys.argv[1:])
+if os.getppid() == int(sys.argv[1]):  # else it was killed before it could be said
+    os.execv(sys.argv[2], sys.argv[2:])
 """
 _WATCH_CONFIG = "STEPWATCH_CONFIG"
 
@@ -246,7 +247,7 @@ class Supervisor:
             environment = watch_environment(self._settings, os.environ)
         # A process group of its own: a Ctrl-C in the terminal reaches us, and we stop the roles in order.
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-S", "-c", _ENDING_WITH_PARENT, *command],
+            [sys.executable, "-S", "-c", _ENDING_WITH_PARENT, str(os.getpid()), *command],
             env=environment,
             start_new_session=True,
         )

@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from packages import write_package, write_policy
 from peers import free_ports
 from prometheus_client.parser import text_string_to_metric_families
+from sender import make_study, send
+from stepwedge.identity import load_site
 
 from service import Service, settings_for, until
 
@@ -65,6 +68,31 @@ def test_the_room_of_the_spool_is_told_by_the_role_that_looks(shown: dict[str, S
     told = {role: [key for key in found if key[0] == "stepwedge_spool_free_bytes"] for role, found in shown.items()}
     assert told == {"listen": [("stepwedge_spool_free_bytes", "listen")], "work": [], "page": []}
     assert shown["listen"]["stepwedge_spool_free_bytes", "listen"] > 0
+
+
+def test_the_dicom_node_receives_before_it_has_compared_its_spool_with_the_index(tmp_path: Path) -> None:
+    package, policy = write_package(tmp_path / "package"), write_policy(tmp_path / "policy.yaml")
+    node = Service(tmp_path / "node", settings_for(package, policy, []))
+    load_site(node.settings.data_dir)
+    # A file that takes for ever to read, until somebody writes into it.
+    endless = node.settings.data_dir / "spool" / "studies" / "00" / ("0" * 32) / f"{'1' * 32}.{'2' * 16}.dcm"
+    endless.parent.mkdir(parents=True)
+    os.mkfifo(endless)
+    with (tmp_path / "role.log").open("ab") as out:
+        command = [sys.executable, "-m", "stepwedge", "listen", "--config", str(node.file)]
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        until(lambda: "listening" in (tmp_path / "role.log").read_text(), "the DICOM node listens")
+        sent = make_study(tmp_path / "studies", 1)
+        send(node.settings.node.port, sent.file)
+        with node.store() as store:
+            assert store.study_by_uid(sent.study_uid) is not None
+        assert "spool_reconciled" not in (tmp_path / "role.log").read_text()
+        endless.open("wb").close()
+        until(lambda: "spool_reconciled" in (tmp_path / "role.log").read_text(), "spool and index are compared")
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -108,7 +108,7 @@ while True:
     elif heartbeat._stopped.is_set():
         heartbeat = rundir.Heartbeat(settings.data_dir, f"work.{executor}", **workflow.about(settings))
         heartbeat.start()
-    queue.reconcile()
+    note("queued", str(queue.reconcile()))
     note("looked", executor)
     time.sleep(0.2)
 """
@@ -365,6 +365,16 @@ def test_workers_that_find_the_same_work_lost_queue_it_once(department: Departme
     with department.worker("second"), department.worker("third"):
         department.until(department.nothing_waits, "the work is done")
     assert {unit.tries for unit in map(department.store.unit, [each.unit for each in running]) if unit} == {1}
+
+
+def test_what_has_just_been_written_down_is_left_to_whoever_queues_it(department: Department) -> None:
+    unit = department.add()
+    with department.worker():
+        department.until(department.nothing_waits, "what nobody queued is done")
+    looks = department.lines("queued")
+    assert looks[: looks.index("1") + 1] == ["0", "1"], "not at the first look, when it may be about to be queued"
+    assert department.state(unit) == "reported"
+    assert department.lines("runs") == ["first"]
 
 
 def test_a_lost_queue_loses_neither_units_nor_deliveries(department: Department) -> None:

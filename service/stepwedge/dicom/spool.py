@@ -102,7 +102,7 @@ class InstanceSpool:
         self._findings = finding_codes(self._manifests)
 
     def prepare(self) -> None:
-        """Make the folders. Before the first instance."""
+        """Make the folders, and drop what has long been half-written. Before the first instance."""
         quieten_pydicom()
         for folder in (self._incoming, self._studies, self.quarantine.folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

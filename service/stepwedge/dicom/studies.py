@@ -100,7 +100,7 @@ class StudyCloser:
     def run(self, stop: threading.Event) -> None:
         """Finish what a killed process left, then look for complete studies, until asked to stop."""
         recovered = False
-        remove_at = time.monotonic()
+        remove_at = time.monotonic() + _REMOVE_SECONDS  # the spool has just done it
         while not stop.wait(self._settings.poll_seconds):
             try:
                 if not recovered:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import require_tool
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -96,7 +96,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, base: str, size: str = "wall", scheme: str = "light", **words: Any) -> Iterator[Page]:
-    """An empty page of a browser that runs no scripts."""
+    """An empty page of a browser that runs no scripts. What loads itself again does not do so while it is looked at."""
     width, height = SIZES[size]
     context = browser.new_context(
         base_url=base,
@@ -106,10 +106,24 @@ def opened(browser: Browser, base: str, size: str = "wall", scheme: str = "light
         **words,
     )
     context.set_default_timeout(60_000)
+    context.route("**/*?auto=1", lambda route: route.abort("aborted"))  # that way the page that is shown stays
     try:
         yield context.new_page()
     finally:
         context.close()
+
+
+def press(page: Page, control: Locator, key: str = "") -> None:
+    """Click a link or a button, or press a key in a field, and wait for the page that it leads to.
+
+    A click comes back before the answer to it is there: what asks the page next would ask the old one, or one that is
+    being replaced.
+    """
+    with page.expect_navigation():
+        if key:
+            control.press(key)
+        else:
+            control.click()
 
 
 def faults(page: Page) -> list[str]:

@@ -18,7 +18,7 @@ import httpx
 import pydicom
 import pytest
 import yaml
-from browser import SCHEMES, SIZES, chromium, faults, opened, pictures
+from browser import SCHEMES, SIZES, chromium, faults, opened, pictures, press
 from peers import Orthanc, free_ports
 from playwright.sync_api import Browser, Page
 from sender import make_study, send, send_once
@@ -198,7 +198,7 @@ def test_the_overview_names_what_runs_what_is_in_use_and_what_to_look_at(scene: 
 def test_a_study_tells_its_way_with_times_and_reasons_in_words(scene: Scene, browser: Browser) -> None:
     with opened(browser, scene.base, "phone") as page:
         page.goto("/studies?state=deferred")
-        page.get_by_role("link", name=scene.name("ageless")[:12]).click()
+        press(page, page.get_by_role("link", name=scene.name("ageless")[:12]))
         text = _text(page)
         steps = [
             "First image received",
@@ -225,11 +225,11 @@ def test_a_study_is_found_by_its_uid_and_the_uid_is_nowhere_after(scene: Scene, 
         for wanted, given in ((scene.name("plain"), scene.uids["plain"]), (scene.name("cut"), scene.name("cut")[:8])):
             page.goto("/studies")
             page.get_by_label("Find a study").fill(given)
-            page.keyboard.press("Enter")
-            page.wait_for_url(f"**/studies/{wanted}")
+            press(page, page.get_by_label("Find a study"), "Enter")
+            assert page.url.endswith(f"/studies/{wanted}")
         page.goto("/studies")
         page.get_by_label("Find a study").fill("1.2.3.4.5.6.7.8.9")
-        page.get_by_role("button", name="Find").click()
+        press(page, page.get_by_role("button", name="Find"))
         assert "no study with that UID" in _text(page)
         assert "1.2.3.4.5.6.7.8.9" not in page.content()
 
@@ -238,9 +238,9 @@ def test_a_failed_study_is_tried_again_by_its_button(scene: Scene, browser: Brow
     assert scene.state("altered") == ("failed", ("altered_after_receipt",))
     with opened(browser, scene.base) as page:
         page.goto("/studies?state=failed")
-        page.get_by_role("link", name=scene.name("altered")[:12]).click()
+        press(page, page.get_by_role("link", name=scene.name("altered")[:12]))
         assert "The pixel data is not what was received" in _text(page)
-        page.get_by_role("button", name="Try again").click()
+        press(page, page.get_by_role("button", name="Try again"))
         assert "Put back into the queue" in _text(page)
         until(lambda: scene.state("altered")[0] in ("reported", "deferred"), "it was analysed again", scene.service)
         page.reload()
@@ -260,7 +260,7 @@ def test_a_refused_object_is_released_once_what_kept_it_out_is_mended(
     with opened(browser, scene.base, "phone", "dark") as page:
         page.goto("/quarantine")
         assert "sent with different content too often" in _text(page)
-        page.get_by_role("button", name="Release").click()
+        press(page, page.get_by_role("button", name="Release"))
         until(lambda: page.reload() and "Refused release asked for by this-machine" in _text(page), "refused", service)
         assert "The instance was sent with different content too often" in _text(page)
         page.screenshot(path=artefacts / "page-quarantine-refused-phone-dark.png", full_page=True)
@@ -270,7 +270,7 @@ def test_a_refused_object_is_released_once_what_kept_it_out_is_mended(
         service.file.write_text(yaml.safe_dump(values))
         service.start()
         page.goto("/quarantine")
-        page.get_by_role("button", name="Release").click()
+        press(page, page.get_by_role("button", name="Release"))
         until(lambda: page.goto("/quarantine") and "Nothing is in quarantine" in _text(page), "it is let in", service)
     until(lambda: _revision(scene) == 2 and scene.state("twice")[0] in ("reported", "deferred"), "it counts", service)
     done = [(event["action"], event["who"]) for event in service.events("request_done")]
@@ -304,7 +304,7 @@ def test_an_object_is_discarded_in_a_second_step_that_says_what_it_does(
         page.goto("/quarantine")
         card = page.locator("li.sheet", has_text="bad_uid")
         card.get_by_text("Discard…").click()
-        card.get_by_role("button", name="Discard for good").click()
+        press(page, card.get_by_role("button", name="Discard for good"))
         until(lambda: page.goto("/quarantine") and "bad_uid" not in _text(page), "it is gone", service)
     assert set(folder.iterdir()) == others
     assert [event["action"] for event in service.events("request_done")][-1] == "discard"

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from browser import chromium, faults, opened, pictures
+from browser import chromium, faults, opened, pictures, press
 from openid_provider import CLIENT, PASSWORD, SECRET, provider
 from page_served import name_of, put
 from peers import free_ports
@@ -95,11 +95,11 @@ def _lives(base: str) -> bool:
 def _at_provider(page: Page, name: str) -> None:
     """From the page's own form to the provider's, and through it."""
     page.goto(f"/studies/{FAILED}")
-    page.get_by_role("link", name="Sign in with your organisation").click()
+    press(page, page.get_by_role("link", name="Sign in with your organisation"))
     page.locator("input[name=login]").fill(name)
-    page.locator("input[name=login]").press("Enter")
+    press(page, page.locator("input[name=login]"), "Enter")
     page.locator("input[name=password]").fill(PASSWORD)
-    page.locator("input[name=password]").press("Enter")
+    press(page, page.locator("input[name=password]"), "Enter")
 
 
 def test_somebody_of_a_known_group_signs_in_at_the_provider_and_is_named_by_a_hash(
@@ -110,12 +110,12 @@ def test_somebody_of_a_known_group_signs_in_at_the_provider_and_is_named_by_a_ha
         page.wait_for_url(f"**/studies/{FAILED}")
         who = page.locator(".who").inner_text()
         assert re.search(r"oidc:[0-9a-f]{16} \(operator\)", who)
-        page.get_by_role("button", name="Try again").click()
+        press(page, page.get_by_role("button", name="Try again"))
         page.goto("/actions")
         assert "oidc:" in page.locator("main").inner_text()
         (cookie,) = [each for each in page.context.cookies() if each["name"] == "stepwedge_session"]
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
-        page.get_by_role("button", name="Sign out").click()
+        press(page, page.get_by_role("button", name="Sign out"))
         page.wait_for_url("**/sign-in")
         page.goto("/")
         assert "/sign-in" in page.url
@@ -146,7 +146,7 @@ def test_an_answer_that_nobody_asked_for_signs_nobody_in(alone: Alone, browser: 
         page.goto("/sign-in/callback?code=stolen&state=guessed")
         assert "too old, or of another browser" in page.locator("main").inner_text()
         page.goto("/sign-in")
-        page.get_by_role("link", name="Sign in with your organisation").click()
+        press(page, page.get_by_role("link", name="Sign in with your organisation"))
         page.goto("/sign-in/callback?code=stolen&state=guessed")
         assert "not to this attempt" in page.locator("main").inner_text()
 
@@ -160,12 +160,12 @@ def test_a_token_does_it_too_and_the_form_reads_well(
         assert faults(page) == []
         page.screenshot(path=pictures(tmp_path) / f"page-sign-in-phone-{scheme}.png", full_page=True)
         page.get_by_label("Token").fill("wrong")
-        page.get_by_role("button", name="Sign in", exact=True).click()
+        press(page, page.get_by_role("button", name="Sign in", exact=True))
         assert "none of the tokens" in page.locator("main").inner_text()
         assert faults(page) == []
         page.get_by_label("Token").fill(alone.token)
-        page.keyboard.press("Enter")
-        page.wait_for_url("**/studies?state=failed")
+        press(page, page.get_by_label("Token"), "Enter")
+        assert page.url.endswith("/studies?state=failed")
         assert "night shift" in page.locator(".who").inner_text()
         assert faults(page) == []
     assert alone.token not in alone.log.read_text()

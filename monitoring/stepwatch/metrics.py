@@ -13,9 +13,10 @@ SHIFTS = ("prevalence", "acquisition", "population", "concept", "mixed", "stop",
 KINDS = ("drift", "event")
 WEBHOOK_OUTCOMES = ("taken", "no_token", "wrong_token", "replayed", "malformed", "too_large", "failed")
 # What becomes of messages to the other addresses. `refused`: understood, and there is nothing in it to be done.
-HTTP_OUTCOMES = ("taken", "no_token", "wrong_token", "malformed", "too_large", "refused", "database_away")
+HTTP_OUTCOMES = ("taken", "no_token", "wrong_token", "malformed", "too_large", "refused", "database_away", "failed")
 LABELS_PATH, ACKNOWLEDGE_PATH = "/labels", "/acknowledge"
 LABEL_SOURCES = ("csv", "http", "sr")
+LABELS_NOT_KEPT = ("unknown_finding",)
 LABELS_NOT_USED = ("study_unknown", "too_many")
 
 ROWS_REFUSED = Counter("stepwatch_rows_refused", "Observations that could not be taken, by reason.", ["reason"])
@@ -40,13 +41,17 @@ WEBHOOK_REQUESTS = Counter(
 HTTP_REQUESTS = Counter(
     "stepwatch_http_requests", "Messages with labels, or of alarms seen, by what became of them.", ["path", "outcome"]
 )
-LABELS_REFUSED = Counter("stepwatch_labels_refused", "Labels that were refused, by reason.", ["reason"])
+LABELS_REFUSED = Counter(
+    "stepwatch_labels_refused", "Labels left out of messages that could be read, by reason.", ["reason"]
+)
 LABELS_DROPPED = Counter(
     "stepwatch_labels_dropped", "Labels that are not used any more, or cannot be, by reason.", ["reason"]
 )
 PAGE_FAILURES = Counter("stepwatch_page_failures", "Evidently pages that could not be drawn.")
 
 # Rates of what has not happened yet are 0, not unknown.
+for _reason in LABELS_NOT_KEPT:
+    LABELS_REFUSED.labels(_reason)
 for _reason in LABELS_NOT_USED:
     LABELS_DROPPED.labels(_reason)
 for _reason in REASONS:

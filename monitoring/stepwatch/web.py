@@ -153,8 +153,9 @@ def build_app(doors: Doors) -> Starlette:
             kind = "csv" if request.headers.get("content-type", "").startswith("text/csv") else "json"
             taken, refused = await run_in_threadpool(_take_labels, body, kind, doors)
         except _RefusedError as error:
-            metrics.LABELS_REFUSED.labels(error.outcome).inc()
             return _refuse(metrics.LABELS_PATH, error)
+        for reason, count in refused.items():
+            metrics.LABELS_REFUSED.labels(reason).inc(count)
         none = bool(refused) and not taken
         _count(metrics.LABELS_PATH, "refused" if none else "taken")
         return JSONResponse({"taken": taken, "refused": refused}, status_code=400 if none else 200)
@@ -256,9 +257,8 @@ def _take_alerts(body: bytes, doors: Doors) -> int:
         raise _RefusedError("failed", 500, f"not taken: {error}") from None
     except _RefusedError:
         raise
-    except Exception as error:  # noqa: BLE001 - the edge of the process: the sender is told, and tries again
-        log.error("webhook_failed", error=type(error).__name__, where=where(error))
-        raise _RefusedError("failed", 500, "not taken: an error of ours; see the log of stepwatch") from None
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        raise _unforeseen(_WEBHOOK, error) from None
     return len(firing)
 
 
@@ -269,6 +269,8 @@ def _take_labels(body: bytes, kind: str, doors: Doors) -> tuple[int, Mapping[str
         raise _RefusedError("database_away", 503, f"not taken: {error}; send them again") from None
     except WatchError as error:
         raise _RefusedError("malformed", 400, f"refused: {error}") from None
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        raise _unforeseen(metrics.LABELS_PATH, error) from None
 
 
 def _take_acknowledgement(body: bytes, doors: Doors) -> None:
@@ -285,6 +287,14 @@ def _take_acknowledgement(body: bytes, doors: Doors) -> None:
         raise _RefusedError("database_away", 503, f"not taken: {error}; send it again") from None
     except WatchError as error:
         raise _RefusedError("refused", 409, f"refused: {error}") from None
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        raise _unforeseen(metrics.ACKNOWLEDGE_PATH, error) from None
+
+
+def _unforeseen(path: str, error: Exception) -> _RefusedError:
+    """An error of ours: the log says where, the sender is told, and sends it again."""
+    log.error("message_failed", path=path, error=type(error).__name__, where=where(error))
+    return _RefusedError("failed", 500, "not taken: an error of ours; see the log of stepwatch")
 
 
 def _refuse(path: str, refused: _RefusedError) -> Response:

@@ -171,8 +171,9 @@ def test_labels_by_http_are_taken_once_and_bad_ones_not_at_all(process: Process)
     until_metric(process, len(good) + 3, "stepwatch_labels_total", source="http")
     assert metric(process, "stepwatch_labels_bet_on_total", model=MODEL) == len(good)
     assert len(database.labels()) == len(good) + 3
-    for reason, count in (("no_token", 2), ("wrong_token", 1), ("too_large", 1), ("malformed", 11)):
-        assert metric(process, "stepwatch_labels_refused_total", reason=reason) == count
+    for outcome, count in (("no_token", 2), ("wrong_token", 1), ("too_large", 1), ("malformed", 11), ("refused", 1)):
+        assert metric(process, "stepwatch_http_requests_total", path="/labels", outcome=outcome) == count
+    assert metric(process, "stepwatch_labels_refused_total", reason="unknown_finding") == 1
     assert process.end(signal.SIGTERM) == 0
     assert name not in (process.folder / "log").read_text()
 

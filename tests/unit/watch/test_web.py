@@ -58,6 +58,8 @@ class Hands:
             raise WatchError("line 1: no study")
         if body == b"away":
             raise DatabaseAwayError("locked")
+        if body == b"broken":
+            raise KeyError("PATIENT")
         if body == b"none":
             return 0, {"unknown_finding": 1}
         return (2, {"unknown_finding": 1}) if kind == "csv" else (1, {})
@@ -183,6 +185,10 @@ def test_a_message_that_could_not_be_acted_upon_may_come_again(
     assert client.post("/webhook", json=MESSAGE, headers=BEARER).status_code == 200
 
 
+def refused_labels() -> float:
+    return REGISTRY.get_sample_value("stepwatch_labels_refused_total", {"reason": "unknown_finding"}) or 0.0
+
+
 def counted(path: str) -> dict[str, float]:
     """How often each became of messages, where it did."""
     return {outcome: count for outcome in metrics.HTTP_OUTCOMES if (count := outcomes(outcome, path))}
@@ -193,7 +199,7 @@ def since(before: dict[str, float], path: str) -> dict[str, float]:
 
 
 def test_labels_are_handed_on_by_their_kind(client: httpx.Client) -> None:
-    before = counted("/labels")
+    before, left_out = counted("/labels"), refused_labels()
     assert client.post("/labels", json=[], headers=BEARER).json() == {"taken": 1, "refused": {}}
     csv = client.post("/labels", content=b"x", headers={**BEARER, "Content-Type": "text/csv; charset=utf-8"})
     assert csv.json() == {"taken": 2, "refused": {"unknown_finding": 1}}
@@ -202,8 +208,11 @@ def test_labels_are_handed_on_by_their_kind(client: httpx.Client) -> None:
     assert client.post("/labels", content=b"none", headers=BEARER).status_code == 400
     assert client.post("/labels", content=b"away", headers=BEARER).status_code == 503
     assert client.post("/labels", content=b"x" * (9 << 20), headers=BEARER).status_code == 413
-    told = {"taken": 2, "malformed": 1, "refused": 1, "database_away": 1, "too_large": 1}
+    broken = client.post("/labels", content=b"broken", headers=BEARER)
+    assert (broken.status_code, broken.text) == (500, "not taken: an error of ours; see the log of stepwatch\n")
+    told = {"taken": 2, "malformed": 1, "refused": 1, "database_away": 1, "too_large": 1, "failed": 1}
     assert since(before, "/labels") == told
+    assert refused_labels() - left_out == 2
 
 
 def test_health_tells_of_the_database_and_of_baselines(client: httpx.Client, bench: Bench) -> None:
@@ -301,5 +310,8 @@ def test_an_alarm_that_somebody_has_seen_is_handed_on(client: httpx.Client, hand
     assert (answer.status_code, answer.text) == (409, "refused: there is no such alarm\n")
     hands.error = DatabaseAwayError("away")
     assert client.post("/acknowledge", json=body, headers=BEARER).status_code == 503
-    told = {"taken": 1, "malformed": 4, "too_large": 1, "refused": 1, "database_away": 1}
+    hands.error = KeyError("PATIENT")
+    answer = client.post("/acknowledge", json=body, headers=BEARER)
+    assert (answer.status_code, "PATIENT" in answer.text) == (500, False)
+    told = {"taken": 1, "malformed": 4, "too_large": 1, "refused": 1, "database_away": 1, "failed": 1}
     assert since(before, "/acknowledge") == told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -180,15 +179,6 @@ def test_of_several_answers_to_a_study_the_last_counts_and_the_window_is_bounded
     found = in_window([*cases, again], 4)
     assert [case.study for case in found] == [c.study for c in (*cases[7:], again)]
     assert found[-1].decisions == {FINDING: "defer"}
-
-
-def test_two_thousand_studies_take_less_than_a_second_of_work() -> None:
-    cases, ill = cases_of(2000)
-    labels = labels_of(cases, ill)
-    known(cases, labels)
-    start = time.process_time()
-    known(cases, labels)
-    assert time.process_time() - start < 1.0
 
 
 def test_prevalence_is_found_without_labels() -> None:

@@ -153,7 +153,8 @@ class WorkQueue:
         alive, lost = self._alive()
         # Twice in a row: what has just been written down is about to be queued, maybe by a node of another version.
         before, self._missing = self._missing, frozenset(waiting.keys() - alive)
-        return sum(waiting[name]() for name in sorted(self._missing & (lost | before)))
+        revived = self._missing & (lost | before)
+        return sum(revive() for name, revive in waiting.items() if name in revived)  # what has waited longest first
 
     def _alive(self) -> tuple[set[str], set[str]]:
         """What the names of the workflows that will run begin with, and of those that will not any more.

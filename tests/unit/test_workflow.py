@@ -146,7 +146,7 @@ class Department:
         ((self.package, self.policy),) = load_models(self.settings)
         workflow.prepare_queue(self.settings)
 
-    def add(self, number: int = 0) -> Unit:
+    def add(self, number: int = 0, *, created_at: float = 2.0) -> Unit:
         """A study in the spool with a unit of work, which is in no queue yet."""
         study = f"{number:032x}"
         path = f"spool/studies/00/{study}/{1:032x}.{1:016x}.dcm"
@@ -160,7 +160,7 @@ class Department:
             revision=1,
             model_name="tiny",
             model_digest=self.package.digest,
-            created_at=2.0,
+            created_at=created_at,
             last_instance_at=1.0,
         )
         self.store.restore_unit(unit)
@@ -375,6 +375,18 @@ def test_what_has_just_been_written_down_is_left_to_whoever_queues_it(department
     assert looks[: looks.index("1") + 1] == ["0", "1"], "not at the first look, when it may be about to be queued"
     assert department.state(unit) == "reported"
     assert department.lines("runs") == ["first"]
+
+
+def test_of_what_was_lost_that_which_has_waited_longest_goes_first(department: Department) -> None:
+    newest_first = [department.add(number, created_at=10.0 - number) for number in range(4)]
+    (department.folder / "hang").touch()
+
+    def running() -> set[str]:
+        return {unit.unit for unit in department.store.units(states=[State.RUNNING])}
+
+    with department.worker():
+        department.until(lambda: len(running()) == department.settings.worker.concurrency, "as many as it takes run")
+        assert running() == {unit.unit for unit in newest_first[-2:]}
 
 
 def test_a_lost_queue_loses_neither_units_nor_deliveries(department: Department) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 import uvicorn
@@ -33,6 +33,9 @@ from stepwatch.settings import Http
 from stepwatch.status import brief
 
 log = structlog.get_logger()
+
+Given = ParamSpec("Given")
+Taken = TypeVar("Taken")
 
 _WEBHOOK = "/webhook"
 _BACKLOG = 128  # connections that wait to be accepted
@@ -139,7 +142,7 @@ def build_app(doors: Doors) -> Starlette:
         try:
             _check_token(request, doors.token)
             body = await _read(request, _WEBHOOK_BYTES)
-            taken = await run_in_threadpool(_take_alerts, body, doors)
+            taken = await _handed_on(_WEBHOOK, _take_alerts, body, doors)
         except _RefusedError as refused:
             log.warning("webhook_refused", outcome=refused.outcome)
             return _refuse(_WEBHOOK, refused)
@@ -151,7 +154,7 @@ def build_app(doors: Doors) -> Starlette:
             _check_token(request, doors.token)
             body = await _read(request, _LABELS_BYTES)
             kind = "csv" if request.headers.get("content-type", "").startswith("text/csv") else "json"
-            taken, refused = await run_in_threadpool(_take_labels, body, kind, doors)
+            taken, refused = await _handed_on(metrics.LABELS_PATH, _take_labels, body, kind, doors)
         except _RefusedError as error:
             return _refuse(metrics.LABELS_PATH, error)
         for reason, count in refused.items():
@@ -164,7 +167,7 @@ def build_app(doors: Doors) -> Starlette:
         try:
             _check_token(request, doors.token)
             body = await _read(request, _ACKNOWLEDGE_BYTES)
-            await run_in_threadpool(_take_acknowledgement, body, doors)
+            await _handed_on(metrics.ACKNOWLEDGE_PATH, _take_acknowledgement, body, doors)
         except _RefusedError as error:
             return _refuse(metrics.ACKNOWLEDGE_PATH, error)
         _count(metrics.ACKNOWLEDGE_PATH, "taken")
@@ -221,6 +224,17 @@ async def _read(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
+async def _handed_on(path: str, take: Callable[Given, Taken], *given: Given.args, **named: Given.kwargs) -> Taken:
+    """Deal with a message in a thread. Of an error of ours the log says where, and the sender is told to send again."""
+    try:
+        return await run_in_threadpool(take, *given, **named)
+    except _RefusedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        log.error("message_failed", path=path, error=type(error).__name__, where=where(error))
+        raise _RefusedError("failed", 500, "not taken: an error of ours; see the log of stepwatch") from None
+
+
 def _take_alerts(body: bytes, doors: Doors) -> int:
     """Open a request for each firing alert; how many were handed on."""
     malformed = _RefusedError("malformed", 400, "refused: not a message of Alertmanager's webhook, version 4")
@@ -255,10 +269,6 @@ def _take_alerts(body: bytes, doors: Doors) -> int:
         raise _RefusedError("failed", 503, f"not taken: {error}; send it again") from None
     except WatchError as error:
         raise _RefusedError("failed", 500, f"not taken: {error}") from None
-    except _RefusedError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the edge of the process
-        raise _unforeseen(_WEBHOOK, error) from None
     return len(firing)
 
 
@@ -269,8 +279,6 @@ def _take_labels(body: bytes, kind: str, doors: Doors) -> tuple[int, Mapping[str
         raise _RefusedError("database_away", 503, f"not taken: {error}; send them again") from None
     except WatchError as error:
         raise _RefusedError("malformed", 400, f"refused: {error}") from None
-    except Exception as error:  # noqa: BLE001 - the edge of the process
-        raise _unforeseen(metrics.LABELS_PATH, error) from None
 
 
 def _take_acknowledgement(body: bytes, doors: Doors) -> None:
@@ -287,14 +295,6 @@ def _take_acknowledgement(body: bytes, doors: Doors) -> None:
         raise _RefusedError("database_away", 503, f"not taken: {error}; send it again") from None
     except WatchError as error:
         raise _RefusedError("refused", 409, f"refused: {error}") from None
-    except Exception as error:  # noqa: BLE001 - the edge of the process
-        raise _unforeseen(metrics.ACKNOWLEDGE_PATH, error) from None
-
-
-def _unforeseen(path: str, error: Exception) -> _RefusedError:
-    """An error of ours: the log says where, the sender is told, and sends it again."""
-    log.error("message_failed", path=path, error=type(error).__name__, where=where(error))
-    return _RefusedError("failed", 500, "not taken: an error of ours; see the log of stepwatch")
 
 
 def _refuse(path: str, refused: _RefusedError) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import subprocess
 import time
@@ -17,6 +18,8 @@ from browser import chromium, opened, press
 from certificates import authority
 from page_served import HTML, Served, name_of, page, put
 from peers import free_ports, require_tool
+from starlette.routing import Route
+from stepwedge.page.app import build_app
 from stepwedge.page.tokens import make_token
 from stepwedge.records import State
 
@@ -71,13 +74,8 @@ def nginx(folder: Path, server: str, port: int) -> Iterator[None]:
 
 
 def _listens(port: int) -> bool:
-    try:
-        httpx.get(f"http://127.0.0.1:{port}/", timeout=10)
-    except httpx.ConnectError:
-        return False
-    except httpx.HTTPError:
-        return True
-    return True
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def documented() -> str:
@@ -114,6 +112,12 @@ def behind(tmp_path: Path) -> Iterator[Behind]:
             yield Behind(base, served, ssl.create_default_context(cafile=str(ca)), token)
 
 
+def _not_the_pages(served: Served) -> list[str]:
+    """Whatever is answered on the page's port without belonging to it."""
+    app = build_app({}, served.store, None, served.desk.settings.constancy)
+    return [route.path for route in app.routes if isinstance(route, Route)]
+
+
 def test_somebody_signs_in_over_tls_and_tries_a_study_again(behind: Behind) -> None:
     with chromium() as browser, opened(browser, behind.base, ignore_https_errors=True) as shown:
         shown.goto(f"/studies/{FAILED}")
@@ -129,10 +133,12 @@ def test_somebody_signs_in_over_tls_and_tries_a_study_again(behind: Behind) -> N
 
 def test_health_and_metrics_stay_inside(behind: Behind) -> None:
     with behind.client() as client:
-        for path in ("/livez", "/readyz", "/metrics"):
-            assert client.get(path).status_code == 404, path
-            assert behind.served.client.get(path).status_code == 200, path
+        paths = _not_the_pages(behind.served)
+        assert "/metrics" in paths
+        for path in (*paths, "//metrics", "/%6detrics", "/metrics?name[]=up"):
+            assert client.get(behind.base + path).status_code == 404, path
         assert client.get("/style.css").status_code == 200
+    assert {behind.served.client.get(path).status_code for path in paths} <= {200, 503}
 
 
 def test_limits_count_clients_and_not_the_proxy_whatever_they_say_of_themselves(behind: Behind) -> None:

@@ -166,7 +166,9 @@ def test_every_page_reads_well_on_a_wall_and_on_a_phone_by_day_and_by_night(
     studies = [f"/studies/{scene.name(what)}" for what in ("ageless", "altered")]
     with opened(browser, scene.base, size, scheme) as page:
         for path in (*PAGES, *studies, "/studies/none"):
-            page.goto(path)
+            answer = page.goto(path)
+            assert answer is not None
+            assert answer.status == (404 if path == "/studies/none" else 200), path
             title = path.strip("/").replace("/", "-").replace("?state=", "-")
             title = {"": "overview", studies[0][1:].replace("/", "-"): "study-deferred"}.get(title, title)
             title = "study-failed" if path == studies[1] else title
